@@ -1,0 +1,102 @@
+"""Time callables honestly: warm up, wait for the device, repeat, take turns; ratios are formed round by round."""
+
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Repeated measurements of one quantity. With few repeats, the extremes say more than a standard deviation."""
+
+    median: float
+    min: float
+    max: float
+    n: int
+
+
+def spread(values: Sequence[float]) -> Spread:
+    return Spread(statistics.median(values), min(values), max(values), len(values))
+
+
+def ratio(times_s: Sequence[float], reference_s: Sequence[float]) -> Spread:
+    """How many times as fast as the reference, round by round.
+
+    What slows the whole machine for a while slows both halves of a pair, so it cancels here and would not cancel
+    in a ratio of two medians.
+    """
+    return spread([reference / own for own, reference in zip(times_s, reference_s, strict=True)])
+
+
+def wait_for_accelerator() -> None:
+    """Wait until a GPU has done all that was asked of it; nothing on a machine without one."""
+    if torch.accelerator.is_available():
+        torch.accelerator.synchronize()
+
+
+def measure(call: Callable[[], object], *, repeats: int = 5, **settings) -> Spread:
+    """Seconds per call of one callable; settings as in `compare`. To set two side by side, use `compare`."""
+    return spread(compare({"call": call}, rounds=repeats, **settings)[0]["times_s"])
+
+
+def compare(
+    variants: dict[str, Callable[[], object]],
+    *,
+    reference: str | None = None,
+    rounds: int = 5,
+    warmup: int = 2,
+    number: int = 1,
+    synchronise: Callable[[], None] = wait_for_accelerator,
+    clock: Callable[[], float] = time.perf_counter,
+) -> list[dict]:
+    """Time several callables in turn: all of them once a round, each round beginning with the next one.
+
+    Taking turns keeps a machine that grows busy or warm from favouring one; times taken in different runs compare
+    different machines. The turns rotate rather than run to and fro: whichever stood at a turning point would follow
+    itself, and find its own data in the caches.
+
+    Args:
+        reference: the variant that all ratios refer to; the first if not given.
+        warmup: untimed calls of each variant before the first round: allocation, caches, compilation.
+        number: calls per timing, for a callable too short for the clock.
+        synchronise: waits for the device; called before each reading of the clock.
+    Returns: a row per variant: name, time_s (per call, the median over rounds), min_s, max_s, n, ratio (median over
+        rounds of reference time / own time: above 1 is faster), ratio_min, ratio_max, times_s (all, in order).
+    Raises: ValueError on bad input, or where the clock did not advance during a timing.
+    """
+    if not variants:
+        raise ValueError("there is nothing to time: variants is empty")
+    reference = next(iter(variants)) if reference is None else reference
+    if reference not in variants:
+        raise ValueError(f"reference={reference!r} is not one of {', '.join(map(repr, variants))}")
+    for name, value, least in (("rounds", rounds, 1), ("warmup", warmup, 0), ("number", number, 1)):
+        if not isinstance(value, int) or value < least:
+            raise ValueError(f"{name}={value!r} must be a whole number of at least {least}")
+    for call in variants.values():
+        for _ in range(warmup):
+            call()
+    names = list(variants)
+    times: dict[str, list[float]] = {name: [] for name in names}
+    for index in range(rounds):
+        turn = index % len(names)
+        for name in names[turn:] + names[:turn]:
+            call = variants[name]
+            synchronise()
+            started = clock()
+            for _ in range(number):
+                call()
+            synchronise()
+            elapsed = clock() - started
+            if elapsed <= 0:
+                raise ValueError(f"{name!r} took no time that the clock can show with number={number}; raise number")
+            times[name].append(elapsed / number)
+    rows = []
+    for name, own in times.items():
+        taken, faster = spread(own), ratio(own, times[reference])
+        row = {"name": name, "time_s": taken.median, "min_s": taken.min, "max_s": taken.max, "n": taken.n}
+        row |= {"ratio": faster.median, "ratio_min": faster.min, "ratio_max": faster.max, "times_s": own}
+        rows.append(row)
+    return rows

@@ -1,0 +1,49 @@
+"""A chapter's parameters: what the cell tagged `parameters` declares, checked after papermill has changed it."""
+
+import types
+
+PLAIN = (bool, int, float, str, list, tuple, dict, type(None))
+
+
+def check(namespace: dict) -> dict:
+    """The declared parameters with their values, from a notebook's `globals()`.
+
+    A parameter is declared by an annotation: `epochs: int = 10`. Papermill injects any name it is given, with
+    hardly a word about a misspelt one; here it is an error.
+
+    Raises: ValueError naming an undeclared parameter, or a value of the wrong type, and what is declared.
+    """
+    declared = {n: t for n, t in namespace["__annotations__"].items() if not n.startswith("_")}
+    ours = {n: v for n, v in namespace.items() if not n.startswith("_") and type(v) in PLAIN}
+    unknown = [n for n in ours if n not in declared and n not in ("In", "Out")]
+    listing = ", ".join(f"{n}: {_name(t)}" for n, t in declared.items())
+    if unknown:
+        raise ValueError(f"unknown parameter {unknown[0]!r}; this chapter declares {listing}")
+    for name, expected in declared.items():
+        if problem := type_problem(name, namespace[name], _name(expected)):
+            raise ValueError(f"{problem}; this chapter declares {listing}")
+    return {name: namespace[name] for name in declared}
+
+
+def type_problem(name: str, value: object, expected: str) -> str | None:
+    """What is wrong with a value for a parameter declared with this annotation, or None.
+
+    A whole number is fine where a float is declared; a bool is not a number.
+    """
+    outer, _, inner = expected.partition("[")
+    allowed = {"float": (int, float), "int": (int,), "str": (str,), "bool": (bool,), "list": (list, tuple)}.get(outer)
+    if allowed is None:
+        return None
+    if not isinstance(value, allowed) or (isinstance(value, bool) and outer != "bool"):
+        return f"parameter {name}={value!r} must be of type {expected}, not {type(value).__name__}"
+    if outer == "list" and inner:
+        for item in value:
+            if problem := type_problem(name, item, inner.rstrip("]")):
+                return problem
+    return None
+
+
+def _name(annotation: object) -> str:
+    if isinstance(annotation, type) and not isinstance(annotation, types.GenericAlias):
+        return annotation.__name__
+    return str(annotation)

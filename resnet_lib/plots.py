@@ -1,0 +1,145 @@
+"""Figures: f(ax, rows, …) → ax. One palette, every seed visible, labelled units; never trains, never loads."""
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from statistics import fmean
+
+# Okabe & Ito's colours, told apart by readers with any colour vision; each thing keeps its colour in every chapter.
+BLUE, ORANGE, GREEN, PINK, SKY, YELLOW = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00"
+PALETTE = (BLUE, ORANGE, GREEN, PINK, SKY, YELLOW)
+COLOURS = {"residual": BLUE, "plain": ORANGE}
+MARKERS = ("o", "s", "^", "D", "v", "P")  # shape as well as colour
+
+STYLE = {
+    "figure.facecolor": "white",
+    "savefig.facecolor": "white",
+    "figure.dpi": 100,
+    "savefig.dpi": 160,
+    "font.size": 12,
+    "axes.titlesize": 12,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": "#DDDDDD",
+    "grid.linewidth": 0.6,
+    "legend.frameon": False,
+    "lines.linewidth": 2,
+    "figure.constrained_layout.use": True,
+}
+
+
+@contextlib.contextmanager
+def figure(rows: int = 1, columns: int = 1, *, height: float = 3.5, width: float = 6.0, **options) -> Iterator:
+    """A figure in the book's style; it is shown at the end of the block. Gives (figure, axes).
+
+    Args: height, width: in inches; 6 wide fits the page and stays readable on a phone.
+    """
+    import matplotlib.pyplot as plt
+
+    with plt.rc_context(STYLE):
+        made, axes = plt.subplots(rows, columns, figsize=(width, height), **options)
+        try:
+            yield made, axes
+            plt.show()
+        finally:
+            plt.close(made)
+
+
+def _groups(rows: Sequence[dict], by: str) -> dict[object, list[dict]]:
+    groups: dict[object, list[dict]] = {}
+    for row in rows:
+        groups.setdefault(row[by], []).append(row)
+    return groups
+
+
+def _look(name: object, index: int, colours: dict | None) -> tuple[str, str]:
+    colour = (colours or COLOURS).get(name, PALETTE[index % len(PALETTE)])
+    return colour, MARKERS[index % len(MARKERS)]
+
+
+def lines(
+    ax,
+    rows: Sequence[dict],
+    x: str,
+    y: str,
+    *,
+    by: str,
+    seed: str = "seed",
+    colours: dict | None = None,
+    label: Callable[[object], str] = str,
+    marker: bool = False,
+):
+    """A thin line per seed and a thick one for their mean, for each group; x positions are those of all seeds."""
+    for index, (name, group) in enumerate(_groups(rows, by).items()):
+        colour, shape = _look(name, index, colours)
+        points: dict[float, list[float]] = {}
+        for one in _groups(group, seed).values():
+            one = sorted(one, key=lambda row: row[x])
+            ax.plot([r[x] for r in one], [r[y] for r in one], color=colour, linewidth=0.8, alpha=0.5)
+            for row in one:
+                points.setdefault(row[x], []).append(row[y])
+        positions = sorted(points)
+        means = [fmean(points[p]) for p in positions]
+        ax.plot(positions, means, color=colour, marker=shape if marker else None, label=label(name))
+    return ax
+
+
+def dots(
+    ax,
+    rows: Sequence[dict],
+    x: str,
+    y: str,
+    *,
+    by: str,
+    colours: dict | None = None,
+    label: Callable[[object], str] = str,
+    offset: float = 0.0,
+    join: bool = True,
+):
+    """A small dot per seed, a large one for the mean with its 95 % interval, at evenly spaced x categories.
+
+    Args: offset: horizontal distance between groups, in categories, so that they do not hide each other.
+    """
+    from resnet_lib.stats import interval
+
+    categories = list(dict.fromkeys(row[x] for row in rows))
+    groups = _groups(rows, by)
+    for index, (name, group) in enumerate(groups.items()):
+        colour, shape = _look(name, index, colours)
+        shift = (index - (len(groups) - 1) / 2) * offset
+        centres, means, below, above = [], [], [], []
+        for position, category in enumerate(categories):
+            values = [row[y] for row in group if row[x] == category]
+            if not values:
+                continue
+            ax.plot([position + shift] * len(values), values, "o", color=colour, alpha=0.45, markersize=4, mew=0)
+            estimate = interval(values) if len(values) > 1 else None
+            centres.append(position + shift)
+            means.append(fmean(values))
+            below.append(means[-1] - estimate.low if estimate else 0)
+            above.append(estimate.high - means[-1] if estimate else 0)
+        ax.errorbar(
+            centres,
+            means,
+            yerr=(below, above),
+            color=colour,
+            marker=shape,
+            capsize=3,
+            linewidth=2 if join else 0,
+            elinewidth=1.5,
+            label=label(name),
+        )
+    ax.set_xticks(range(len(categories)), [str(c) for c in categories])
+    return ax
+
+
+def pictures(axes: Sequence, images, titles: Sequence[str] = ()):
+    """One picture an axis, from (N, C, H, W) in [0, 1]; grey where there is one channel."""
+    for index, (ax, image) in enumerate(zip(axes, images, strict=False)):
+        picture = image.detach().float().clamp(0, 1).cpu().numpy()
+        grey = len(picture) == 1
+        ax.imshow(picture[0] if grey else picture.transpose(1, 2, 0), cmap="gray" if grey else None, vmin=0, vmax=1)
+        ax.axis("off")
+        if index < len(titles):
+            ax.set_title(titles[index])
+    return axes

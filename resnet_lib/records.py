@@ -1,0 +1,304 @@
+"""Results with their recipe: what ran, on what, with which code, and what came out; saved, found, judged stale."""
+
+import ast
+import contextlib
+import datetime
+import hashlib
+import inspect
+import json
+import os
+import subprocess
+import sys
+import textwrap
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+from types import CodeType
+
+PROFILES = ("full", "colab", "cpu", "smoke")  # from the strongest evidence to the weakest
+PRESENTATION = {"plots", "page", "claims", "verdicts", "records", "parameters"}  # modules that cannot change a number
+
+
+@dataclass(frozen=True)
+class Record:
+    """One experiment's outcome and everything needed to repeat it."""
+
+    chapter: str
+    experiment: str
+    profile: str  # smoke, cpu, colab, full, or a reader's own name
+    config: dict  # everything that decides the rows beside code and data
+    data: dict  # name, fingerprint, note, sizes
+    seeds: list[int]
+    rows: list[dict]
+    estimates: dict[str, dict]  # measure → stats.Estimate as a dict; what the rules in claims.yml read
+    code: dict  # {"experiment": {function: hash}, "library": {module: hash}}
+    environment: dict  # device, versions, date, commit
+    wall_s: float = 0.0  # seconds the experiment ran
+    notes: list[str] = field(default_factory=list)  # what could not be measured, and why
+
+    def __post_init__(self):
+        for name in ("chapter", "experiment", "profile"):
+            value = getattr(self, name)
+            if not value or not all(c.isalnum() or c in "_-" for c in value):
+                raise ValueError(f"{name}={value!r} must be letters, digits, '_' or '-': it names a file")
+
+    @property
+    def key(self) -> str:
+        """What makes two records the same measurement: chapter, experiment, config and data."""
+        return digest([self.chapter, self.experiment, self.config, self.data.get("fingerprint")])
+
+
+@dataclass(frozen=True)
+class Chapter:
+    """One run of a chapter: what all its records share."""
+
+    name: str
+    profile: str
+    data: dict  # what Dataset.about says
+    device: dict  # what precision.describe says
+    seeds: list[int]
+    folder: str = ""  # where records are saved; "" saves none
+
+    def record(
+        self,
+        experiment: str,
+        rows: list[dict],
+        estimates: dict,
+        functions: Sequence[Callable],
+        config: dict,
+        notes: Sequence[str] = (),
+    ) -> Record:
+        """Make the record of one experiment and, with a folder, save it.
+
+        Args:
+            estimates: measure → stats.Estimate; the names that claims.yml's rules read.
+            functions: the chapter's functions that made the rows.
+            config: what decided the rows beside code and data.
+        """
+        record = Record(
+            chapter=self.name,
+            experiment=experiment,
+            profile=self.profile,
+            config=config,
+            data=self.data,
+            seeds=self.seeds,
+            rows=rows,
+            estimates={name: asdict(estimate) for name, estimate in estimates.items()},
+            code=code_of(*functions),
+            environment=environment(self.device),
+            wall_s=sum({row["run_s"] for row in rows if "run_s" in row}),
+            notes=list(notes),
+        )
+        if self.folder:
+            save(record, self.folder)
+        return record
+
+
+def digest(value: object) -> str:
+    text = value if isinstance(value, str) else json.dumps(value, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def project_root() -> Path:
+    """Where claims.yml and records/ live: the checkout, or the copy packed into an installed library."""
+    package = Path(__file__).resolve().parent
+    return package.parent if (package.parent / "claims.yml").is_file() else package / "published"
+
+
+def cache_folder() -> Path:
+    """Where decoded data and finished runs are kept: $RESNET_LIB_CACHE, else the user's cache folder."""
+    if own := os.environ.get("RESNET_LIB_CACHE"):
+        return Path(own).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "resnet_lib"
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a whole file or nothing."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def save(record: Record, folder: str | Path) -> Path:
+    """Write `folder/<chapter>/<experiment>.<profile>.json`, whole or not at all.
+
+    Raises: OSError naming the folder where it cannot be written.
+    """
+    path = Path(folder).expanduser() / record.chapter / f"{record.experiment}.{record.profile}.json"
+    fields = asdict(record)
+    rows = ",\n".join("  " + json.dumps(_rounded(row), separators=(", ", ": ")) for row in fields.pop("rows"))
+    head = json.dumps(fields, indent=1, sort_keys=True)
+    text = f'{head[:-2]},\n "rows": [\n{rows}\n ]\n}}\n'  # a line a row: short files, readable differences
+    try:
+        write_atomically(path, text)
+    except OSError as error:
+        raise type(error)(
+            error.errno, f"the record cannot be written ({error.strerror}); choose a folder you may write to", str(path)
+        ) from error
+    return path
+
+
+def _rounded(row: dict) -> dict:
+    return {k: float(f"{v:.6g}") if isinstance(v, float) else v for k, v in row.items()}
+
+
+def load(path: str | Path) -> Record:
+    """Read a record.
+
+    Raises: ValueError naming the file where it is not a whole record.
+    """
+    try:
+        return Record(**json.loads(Path(path).read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{path} is not a record: {error}") from error
+
+
+def published(
+    chapter: str | None = None, experiment: str | None = None, folder: str | Path | None = None
+) -> list[Record]:
+    """The records that come with the book, strongest profile first."""
+    root = Path(folder) if folder else project_root() / "records"
+    found = [load(path) for path in sorted(root.glob(f"{chapter or '*'}/{experiment or '*'}.*.json"))]
+    order = {name: index for index, name in enumerate(PROFILES)}
+    return sorted(found, key=lambda r: (r.chapter, r.experiment, order.get(r.profile, len(order))))
+
+
+def environment(device: dict) -> dict:
+    """The machine and the versions a result was made with.
+
+    Args: device: what precision.describe says of the device that computed.
+    """
+    packages = {}
+    for name in ("torch", "torchvision", "numpy", "scipy", "scikit-learn"):
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            packages[name] = metadata.version(name)
+    return {
+        "device": device,
+        "python": ".".join(map(str, sys.version_info[:3])),
+        "packages": packages,
+        "commit": _commit(),
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+    }
+
+
+def _commit() -> str | None:
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
+        done = subprocess.run(
+            ["git", "rev-parse", "--short=12", "HEAD"], cwd=project_root(), capture_output=True, text=True, timeout=10
+        )
+        if done.returncode == 0:
+            return done.stdout.strip()
+    return None
+
+
+def code_of(*functions: Callable) -> dict:
+    """Hashes of an experiment's code and of the library modules in use: the code half of a recipe.
+
+    The experiment is the functions given and every function and class of their own module that they name, and
+    those that these name. Comments, docstrings and layout do not count. Only modules that can change a number do.
+    """
+    experiment, waiting = {}, list(functions)
+    while waiting:
+        function = inspect.unwrap(waiting.pop())
+        if function.__qualname__ in experiment:
+            continue
+        experiment[function.__qualname__] = _hash_source(inspect.getsource(function))
+        for name in _names(function.__code__):
+            found = _functions_in(function.__globals__.get(name))
+            waiting += [f for f in found if f.__module__ == function.__module__]
+    used = [n.partition(".")[2] for n in sys.modules if n.startswith("resnet_lib.")]
+    return {"experiment": experiment, "library": {m: _module_hash(m) for m in sorted(used) if m not in PRESENTATION}}
+
+
+def _functions_in(value: object) -> list[Callable]:
+    """Functions behind a name: itself, a class's methods (a notebook's class has no source of its own), a table's."""
+    if inspect.isfunction(value):
+        return [value]
+    if inspect.isclass(value):
+        return [m for m in vars(value).values() if inspect.isfunction(m)]
+    if isinstance(value, dict | list | tuple):
+        members = value.values() if isinstance(value, dict) else value
+        return [function for member in members for function in _functions_in(member)]
+    return []
+
+
+def _names(code: CodeType) -> set[str]:
+    nested = [c for c in code.co_consts if isinstance(c, CodeType)]
+    return set(code.co_names).union(*(_names(c) for c in nested))
+
+
+@cache
+def _module_hash(module: str) -> str:
+    return _hash_source((Path(__file__).parent / f"{module}.py").read_text(encoding="utf-8"))
+
+
+def _parse(source: str) -> ast.Module:
+    return ast.parse(textwrap.dedent(source))
+
+
+def _hash_source(source: str) -> str:
+    tree = _parse(source)
+    for node in ast.walk(tree):
+        body = getattr(node, "body", None)
+        if isinstance(body, list) and body and isinstance(body[0], ast.Expr) and _is_text(body[0].value):
+            body.pop(0)
+    return digest(_dump(tree))
+
+
+def _dump(node: object) -> str:
+    """ast.dump in one form for every Python: its own changes with the version, and records outlive versions."""
+    if isinstance(node, list):
+        return "[" + ",".join(map(_dump, node)) + "]"
+    if not isinstance(node, ast.AST):
+        return repr(node)
+    fields = [f"{name}={_dump(value)}" for name, value in ast.iter_fields(node) if value is not None and value != []]
+    return f"{type(node).__name__}({','.join(fields)})"
+
+
+def notebook_functions(path: str | Path) -> dict[str, str]:
+    """Hashes of the functions and methods defined in a notebook's code cells, to compare with a record's."""
+    found = {}
+    for cell in json.loads(Path(path).read_text())["cells"]:
+        source = "".join(cell["source"])
+        if cell["cell_type"] != "code" or "def " not in source:
+            continue
+        lines = source.splitlines()
+        for node in ast.parse(source).body:
+            members = [(f"{node.name}.", m) for m in node.body] if isinstance(node, ast.ClassDef) else [("", node)]
+            for prefix, member in members:
+                if isinstance(member, ast.FunctionDef):
+                    first = min([member.lineno, *(d.lineno for d in member.decorator_list)])
+                    found[prefix + member.name] = _hash_source("\n".join(lines[first - 1 : member.end_lineno]))
+    return found
+
+
+def stale(record: Record, functions: dict[str, str], config: dict | None = None) -> list[str]:
+    """Why a record's recipe no longer matches the book; empty where it does.
+
+    Args:
+        functions: the chapter's functions as they are now, name → hash (`notebook_functions` or `code_of`).
+        config: the config it would run with now, where that is known.
+    """
+    reasons = []
+    for name, hashed in record.code.get("experiment", {}).items():
+        if functions.get(name) != hashed:
+            reasons.append(f"{name}() of the chapter has changed" if name in functions else f"{name}() is gone")
+    for module, hashed in record.code.get("library", {}).items():
+        if not (Path(__file__).parent / f"{module}.py").is_file():
+            reasons.append(f"resnet_lib.{module} is gone")
+        elif _module_hash(module) != hashed:
+            reasons.append(f"resnet_lib.{module} has changed")
+    # compared as JSON, in which a tuple is a list
+    if changed := sorted(k for k, value in (config or {}).items() if digest([value]) != digest([record.config.get(k)])):
+        reasons.append(f"the settings {', '.join(changed)} have changed")
+    return reasons
+
+
+def _is_text(node: ast.expr) -> bool:
+    return isinstance(node, ast.Constant) and isinstance(node.value, str)

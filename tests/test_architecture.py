@@ -1,0 +1,105 @@
+"""Modules depend on lower levels only, and importing them costs next to nothing and changes nothing."""
+
+import ast
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+LIBRARY = Path(__file__).resolve().parents[1] / "resnet_lib"
+MODULES = sorted(path.stem for path in LIBRARY.glob("*.py") if path.stem != "__init__")
+LEVELS = {
+    0: {"blocks", "augment", "precision", "bench", "probes", "stats", "records", "page", "parameters", "pictures"},
+    1: {"data", "resnets", "claims", "sweep", "plots"},
+    2: {"train", "verdicts"},
+}
+LEVEL = {module: level for level, modules in LEVELS.items() for module in modules}
+HEAVY = ("torchvision", "scipy", "sklearn", "matplotlib", "PIL", "tqdm", "yaml", "IPython")
+
+
+def imports(module):
+    """Everything a module imports, at the top and inside functions."""
+    for node in ast.walk(ast.parse((LIBRARY / f"{module}.py").read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{module} has a relative import"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+@pytest.mark.parametrize("module", [*MODULES, "__init__"])
+def test_a_module_imports_lower_levels_only_and_never_the_tools(module):
+    names = list(imports(module))
+    assert not [name for name in names if name.split(".")[0] in ("tools", "tests", "benchmarks")]
+    siblings = {name.split(".")[1] for name in names if name.startswith("resnet_lib.")}
+    assert "resnet_lib" not in names
+    level = LEVEL.get(module, 0)
+    assert not {name for name in siblings if LEVEL[name] >= level}
+
+
+def test_every_module_has_its_level():
+    assert set(MODULES) <= set(LEVEL)
+
+
+IMPORT = """
+import json, os, random, sys, time
+import numpy, torch
+def settings():
+    return [
+        str(torch.get_default_dtype()), torch.get_rng_state().tolist(), torch.get_num_threads(),
+        torch.get_float32_matmul_precision(), torch.is_grad_enabled(), torch.are_deterministic_algorithms_enabled(),
+        torch.backends.cudnn.benchmark, torch.backends.cudnn.allow_tf32, dict(os.environ), os.getcwd(),
+        str(random.getstate()), str(numpy.random.get_state()), str(numpy.get_printoptions()), sys.path[:],
+        list(map(str, __import__("warnings").filters)),
+    ]
+before, modules = settings(), set(sys.modules)
+started = time.perf_counter()
+for name in sys.argv[1:]:
+    __import__("resnet_lib." + name)
+seconds = time.perf_counter() - started
+changed = [index for index, (a, b) in enumerate(zip(before, settings())) if a != b]
+print(json.dumps({"seconds": seconds, "changed": changed, "new": sorted(set(sys.modules) - modules)}))
+"""
+
+
+@pytest.fixture(scope="module")
+def imported():
+    """What importing every module did, in a process of its own; the fastest of a few, as machines have moods."""
+    environment = os.environ | {"PYTHONPATH": str(LIBRARY.parent)}
+    command = [sys.executable, "-W", "error::DeprecationWarning:resnet_lib", "-c", IMPORT, *MODULES]
+    for _ in range(4):
+        done = subprocess.run(command, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        found = json.loads(done.stdout)
+        if found["seconds"] <= 0.1:
+            break
+    return found
+
+
+def test_importing_everything_takes_a_tenth_of_a_second_beyond_torch(imported):
+    assert imported["seconds"] <= 0.1
+
+
+def test_importing_everything_changes_no_setting(imported):
+    assert imported["changed"] == []
+
+
+def test_importing_everything_loads_no_heavy_package(imported):
+    assert not [name for name in imported["new"] if name.split(".")[0] in HEAVY]
+
+
+def test_no_module_writes_when_imported_or_hides_names():
+    for module in MODULES:
+        tree = ast.parse((LIBRARY / f"{module}.py").read_text(encoding="utf-8"))
+        assert not [n for n in ast.walk(tree) if isinstance(n, ast.ImportFrom) and n.names[0].name == "*"], module
+        assert not [n for n in tree.body if isinstance(n, ast.For | ast.While | ast.With | ast.If)], module
+        calls = [n for n in tree.body if isinstance(n, ast.Expr) and isinstance(n.value, ast.Call)]
+        assert not calls, module
+
+
+def test_the_library_stays_small():
+    sizes = {module: len((LIBRARY / f"{module}.py").read_text(encoding="utf-8").splitlines()) for module in MODULES}
+    assert sum(sizes.values()) < 3000

@@ -1,0 +1,202 @@
+import time
+from itertools import islice
+
+import pytest
+import torch
+
+from benchmarks import Table, Target, __main__, data_pipeline, faster, import_time, training_step
+from resnet_lib import train
+from resnet_lib.bench import Spread, compare, measure, ratio, spread
+
+
+class Clock:
+    """A clock that only calls move on: `slow` says how much slower the machine is at each moment."""
+
+    def __init__(self, slow=lambda now: 1.0):
+        self.now, self.slow, self.order = 0.0, slow, []
+
+    def __call__(self):
+        return self.now
+
+    def call(self, name, seconds):
+        def work():
+            self.order.append(name)
+            self.now += seconds * self.slow(self.now)
+
+        return work
+
+
+def quietly():
+    pass
+
+
+def test_spread_is_the_middle_and_the_extremes():
+    assert spread([5.0, 1.0, 2.0]) == Spread(median=2.0, min=1.0, max=5.0, n=3)
+
+
+def test_variants_take_turns_and_none_follows_itself():
+    clock = Clock()
+    calls = {name: clock.call(name, 1) for name in "abc"}
+    compare(calls, rounds=4, warmup=0, synchronise=quietly, clock=clock)
+    assert "".join(clock.order) == "abcbcacababc"
+
+
+def test_warm_up_comes_first_and_is_not_timed():
+    clock = Clock(slow=lambda now: 100 if now < 150 else 1)  # the first two calls are slow
+    taken = measure(clock.call("a", 1), repeats=3, warmup=2, synchronise=quietly, clock=clock)
+    assert taken == Spread(1, 1, 1, 3)
+
+
+def test_times_are_per_call():
+    clock = Clock()
+    rows = compare({"a": clock.call("a", 0.25)}, rounds=2, warmup=0, number=8, synchronise=quietly, clock=clock)
+    assert rows[0]["time_s"] == 0.25 and len(clock.order) == 16
+
+
+def test_ratio_is_formed_round_by_round_so_a_slow_spell_cancels():
+    spell = Clock(slow=lambda now: 10 if 12 <= now < 60 else 1)  # the third round of five, and only that
+    calls = {"old": spell.call("old", 4), "new": spell.call("new", 2)}
+    old, new = compare(calls, rounds=5, warmup=0, synchronise=quietly, clock=spell)
+    assert old["max_s"] == 40 and new["max_s"] == 20
+    assert (new["ratio"], new["ratio_min"], new["ratio_max"]) == (2, 2, 2)
+    assert (old["ratio"], old["ratio_min"], old["ratio_max"]) == (1, 1, 1)
+
+
+def test_ratio_above_one_is_faster_than_the_reference():
+    assert ratio([1.0, 2.0, 1.0], [2.0, 2.0, 3.0]) == Spread(2.0, 1.0, 3.0, 3)
+    with pytest.raises(ValueError):
+        ratio([1.0], [1.0, 2.0])  # rounds that do not pair
+
+
+def test_the_named_reference_is_the_one_that_ratios_refer_to():
+    clock = Clock()
+    calls = {"a": clock.call("a", 1), "b": clock.call("b", 4)}
+    rows = compare(calls, reference="b", rounds=1, warmup=0, synchronise=quietly, clock=clock)
+    assert [row["ratio"] for row in rows] == [4, 1]
+
+
+def test_the_device_is_waited_for_before_each_reading_of_the_clock():
+    """A queueing device returns at once; only waiting makes the work's time pass."""
+    clock, queued = Clock(), []
+
+    def wait():
+        while queued:
+            clock.now += queued.pop()
+
+    rows = compare({"a": lambda: queued.append(3.0)}, rounds=2, warmup=1, synchronise=wait, clock=clock)
+    assert rows[0]["times_s"] == [3, 3]  # and what the warm-up queued is in neither
+
+
+def test_a_real_wait_is_measured():
+    taken = measure(lambda: time.sleep(0.01), repeats=3, warmup=0)
+    assert 0.01 <= taken.min <= taken.median <= taken.max
+
+
+@pytest.mark.parametrize(
+    ("settings", "names"),
+    [
+        ({"rounds": 0}, "rounds=0"),
+        ({"warmup": -1}, "warmup=-1"),
+        ({"number": 0}, "number=0"),
+        ({"rounds": 2.5}, "rounds=2.5"),
+        ({"reference": "c"}, "reference='c'.*'a', 'b'"),
+        ({"clock": lambda: 0.0}, "raise number"),
+    ],
+)
+def test_bad_settings_are_named(settings, names):
+    with pytest.raises(ValueError, match=names):
+        compare({"a": quietly, "b": quietly}, **settings)
+
+
+def test_nothing_to_time_is_an_error():
+    with pytest.raises(ValueError, match="empty"):
+        compare({})
+
+
+def test_a_target_is_judged_by_the_median_and_shows_the_range():
+    target = Target("new against old", Spread(1.2, 0.9, 1.4, 5), 1.0)
+    assert target.reached and "[0.9 … 1.4] of 5" in str(target) and "rounds on both sides" in str(target)
+    assert not Target("slow", Spread(0.9, 0.8, 0.95, 5), 1.0).reached
+    assert Target("import", Spread(0.05, 0.04, 0.2, 5), 0.1, " s", at_most=True).reached
+    assert not Target("import", Spread(0.15, 0.04, 0.2, 5), 0.1, " s", at_most=True).reached
+
+
+def test_a_table_shows_rates_and_ratios():
+    clock = Clock()
+    calls = {"old": clock.call("old", 2), "new": clock.call("new", 1)}
+    rows = compare(calls, rounds=3, warmup=0, synchronise=quietly, clock=clock)
+    text = str(Table("A title", rows, [faster(rows, "new", "old", 3.0)], reference="old", work=100))
+    assert text.startswith("A title\n") and "× old" in text
+    assert any(line.split()[:2] == ["new", "100"] and "2.00" in line for line in text.splitlines())
+    assert text.endswith("FAIL")
+
+
+# --- the benchmarks themselves
+
+
+@pytest.mark.parametrize("network", ["ResNet-20", "ResNet-18, CIFAR stem"])
+def test_the_peers_are_the_same_network(network):
+    images = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    with train.seeded(0), torch.no_grad():
+        logits = {name: model.eval()(images) for name, model in training_step.networks(network).items()}
+    for name in ("torchvision", "timm"):
+        torch.testing.assert_close(logits[name], logits["resnet_lib"], rtol=1e-4, atol=1e-4)
+
+
+def test_the_timed_step_is_the_step_of_fit():
+    config = train.TrainConfig(epochs=1, batch_size=8, schedule="constant", learning_rate=0.05, device="cpu")
+    dataset = data_pipeline.random_dataset(8)  # one batch an epoch
+    with train.seeded(0):
+        ours = training_step.networks("ResNet-20")["resnet_lib"]
+    fitted = train.fit(ours, dataset, config, progress=False).models[0].state_dict()
+    with train.seeded(0):
+        ours = training_step.networks("ResNet-20")["resnet_lib"]
+    images, labels = next(train.Batches(dataset, dataset.train, config, torch.device("cpu")).training(0, 0))
+    training_step.library_step(ours, images, labels, config)()
+    for name, value in ours.state_dict().items():
+        assert torch.equal(value, fitted[name]), name
+
+
+def test_every_variant_of_the_training_step_learns_its_batch():
+    for name, step in training_step.variants("ResNet-20", 8, torch.device("cpu")).items():
+        losses = [loss["loss"] if isinstance(loss, dict) else loss for loss in (step() for _ in range(6))]
+        assert losses[-1].item() < losses[0].item(), name
+
+
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_every_pipeline_gives_the_same_kind_of_batches():
+    dataset = data_pipeline.random_dataset(40)
+    for name, stream in data_pipeline.streams(dataset, 16, torch.device("cpu")).items():
+        batches = list(stream())
+        assert len(batches) == 2, name  # full ones only
+        images = torch.cat([images for images, _ in batches])
+        assert images.shape == (32, 3, 32, 32) and images.dtype == torch.float32, name
+        assert abs(images.mean()) < 0.3 and 0.8 < images.std() < 1.2, name  # normalised; a shift brings zeros in
+        assert batches[0][1].shape == (16,) and batches[0][1].dtype == torch.int64, name
+
+
+def test_the_training_step_gives_a_table_for_each_network():
+    tables = list(islice(training_step.run(rounds=1, quick=True), 1))
+    assert len(tables[0].rows) == 5 and {"ratio", "time_s"} <= tables[0].rows[0].keys()
+    assert training_step.EQUAL in str(tables[0])
+
+
+def test_importing_the_library_is_measured_in_a_fresh_process():
+    assert 0 < import_time.import_s() < 10
+
+
+def test_an_unknown_benchmark_is_refused_with_the_known_ones(capsys):
+    with pytest.raises(SystemExit):
+        __main__.main(["training_steps"])
+    assert "training_steps" in (message := capsys.readouterr().err) and "data_pipeline" in message
+
+
+def test_the_command_prints_tables_and_judges_nothing_when_quick(capsys, monkeypatch, tmp_path):
+    monkeypatch.setattr(import_time, "import_s", lambda: 9.0)  # far beyond its target
+    monkeypatch.chdir(tmp_path)
+    assert __main__.main(["import_time", "--quick", "--rounds", "2"]) == 0
+    assert "FAIL" not in capsys.readouterr().out
+    assert __main__.main(["import_time", "--rounds", "2"]) == 1
+    out = capsys.readouterr().out
+    assert "FAIL" in out and torch.__version__.split("+")[0] in out
+    assert not list(tmp_path.iterdir())  # it writes nothing

@@ -1,0 +1,545 @@
+"""Every source gives the same kind of data set; every bad input is named."""
+
+import gzip
+import hashlib
+import io
+import os
+import pickle
+import shutil
+import struct
+import subprocess
+import sys
+import tarfile
+import time
+import zipfile
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from threading import Thread
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from sklearn.datasets import load_digits
+
+from resnet_lib import data
+
+DIGITS = load_digits()
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("RESNET_LIB_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def picture(index, mode="L", kind="PNG", size=None):
+    image = Image.fromarray((DIGITS.images[index] * 15).astype(np.uint8)).convert(mode)
+    image = image.resize(size) if size else image
+    image.save(buffer := io.BytesIO(), kind)
+    return buffer.getvalue()
+
+
+def tree(per_class=10, wrap="", **kw):
+    """{path: bytes} of a small data set with three classes."""
+    where = {digit: np.flatnonzero(digit == DIGITS.target) for digit in range(3)}
+    return {
+        f"{wrap}{name}/{i:02}.png": picture(where[digit][i], **kw)
+        for digit, name in enumerate(["zero", "one", "two"])
+        for i in range(per_class)
+    }
+
+
+def write_folder(path, files):
+    for name, content in files.items():
+        (path / name).parent.mkdir(parents=True, exist_ok=True)
+        (path / name).mkdir() if name.endswith("/") else (path / name).write_bytes(content)
+    return path
+
+
+def write_tar(path, files, mode="w"):
+    with tarfile.open(path, mode) as archive:
+        for name, content in files.items():
+            info = tarfile.TarInfo(name)
+            if isinstance(content, str):
+                info.type, info.linkname = tarfile.SYMTYPE, content
+            elif name.endswith("/"):
+                info.type = tarfile.DIRTYPE
+            else:
+                info.size = len(content)
+            archive.addfile(info, io.BytesIO(content) if info.size else None)
+    return path
+
+
+def write_zip(path, files):
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in files.items():
+            archive.writestr(name, content)
+    return path
+
+
+def load(path, **kw):
+    return data.load(path, **{"progress": False, "val_fraction": 0.25, **kw})
+
+
+def same(a, b):
+    parts = [(getattr(a, part), getattr(b, part)) for part in ("train", "val", "test")]
+    return a.fingerprint == b.fingerprint and all(
+        torch.equal(x.images, y.images) and torch.equal(x.labels, y.labels) for x, y in parts
+    )
+
+
+def rows(split):
+    """The set of (label, *pixels)."""
+    return {(y, *x) for x, y in zip(split.images.flatten(1).tolist(), split.labels.tolist(), strict=True)}
+
+
+# ---------------------------------------- digits and splits
+
+
+def test_digits_are_uint8_nchw_with_names_and_fingerprint():
+    digits = data.load("digits")
+    assert digits.train.images.dtype == torch.uint8 and digits.train.images.shape[1:] == (1, 8, 8)
+    assert digits.train.labels.dtype == torch.int64 and digits.class_names == tuple("0123456789")
+    assert digits.train.images.min() == 0 and digits.train.images.max() == 255
+    assert digits.name == "digits" and "scikit-learn" in digits.note
+    assert digits.fingerprint == "894f6ed759c45670"  # fixed across runs and machines: it names records
+
+
+def test_splits_are_disjoint_stratified_and_together_everything():
+    digits = data.load("digits", seed=3)
+    parts = [digits.train, digits.val, digits.test]
+    assert sum(map(len, parts)) == len(DIGITS.target)
+    images = torch.cat([part.images for part in parts])
+    expected = torch.from_numpy(np.rint(DIGITS.images * 255 / 16).astype(np.uint8))
+    assert sorted(images.flatten(1).tolist()) == sorted(expected.flatten(1).tolist())
+    assert not (rows(digits.train) & rows(digits.test) or rows(digits.train) & rows(digits.val))
+    whole = np.bincount(DIGITS.target)
+    for part in parts:
+        assert np.abs(torch.bincount(part.labels).numpy() - whole * len(part) / len(DIGITS.target)).max() <= 1
+    assert len(digits.test) == round(0.2 * len(DIGITS.target))
+
+
+def test_labels_stay_with_their_pictures():
+    expected = np.rint(DIGITS.data * 255 / 16).astype(int).tolist()
+    known = {(y, *x) for x, y in zip(expected, DIGITS.target, strict=True)}
+    digits = data.load("digits")
+    assert all(rows(part) <= known for part in (digits.train, digits.val, digits.test))
+
+
+def test_every_stretch_of_a_split_has_the_classes_in_proportion():
+    counts = torch.bincount(data.load("digits").train.labels[:100], minlength=10)
+    assert counts.min() >= 9 and counts.max() <= 11
+
+
+def test_same_seed_same_split_other_seed_other_split_and_the_global_generators_are_untouched():
+    before = torch.get_rng_state(), np.random.get_state()[1].copy()
+    assert same(data.load("digits", seed=1), data.load("digits", seed=1))
+    other = data.load("digits", seed=2)
+    assert not same(data.load("digits", seed=1), other)
+    assert other.fingerprint != data.load("digits", seed=1).fingerprint
+    assert torch.equal(before[0], torch.get_rng_state()) and (before[1] == np.random.get_state()[1]).all()
+
+
+def test_smaller_training_sets_are_contained_in_larger_ones_and_leave_val_and_test_alone():
+    small, large, whole = (data.load("digits", train_size=n) for n in (50, 200, 0))
+    assert len(small.train) == 50 and len(large.train) == 200
+    assert rows(small.train) <= rows(large.train) <= rows(whole.train)
+    assert torch.equal(small.val.images, whole.val.images)
+    assert torch.equal(small.test.images, whole.test.images)
+    assert (torch.bincount(small.train.labels) - 5).abs().max() <= 1
+
+
+def test_mean_and_std_are_those_of_the_pixels_of_train():
+    digits = data.load("digits", train_size=300)
+    pixels = digits.train.images.double() / 255
+    torch.testing.assert_close(digits.mean, pixels.mean((0, 2, 3)).float())
+    torch.testing.assert_close(digits.std, pixels.std((0, 2, 3), correction=0).float())
+
+
+def test_image_size_resizes_known_sets_without_touching_the_split():
+    plain, big = data.load("digits"), data.load("digits", image_size=16)
+    assert big.train.images.shape[1:] == (1, 16, 16) and torch.equal(plain.train.labels, big.train.labels)
+    assert plain.fingerprint != big.fingerprint
+
+
+# ---------------------------------------- folders and archives
+
+
+def test_folder_tar_and_zip_of_the_same_pictures_are_the_same_data(tmp_path):
+    files = tree()
+    folder = load(write_folder(tmp_path / "pets", files))
+    assert folder.class_names == ("one", "two", "zero") and folder.name == "pets"
+    assert folder.note == "30 PNG pictures from pets"
+    for mode in ("w", "w:gz", "w:xz"):
+        archive = write_tar(tmp_path / f"pets.tar.{mode[2:]}".rstrip("."), files, mode)
+        assert same(load(archive), folder) and load(archive).name == "pets"
+    assert same(load(write_zip(tmp_path / "pets.zip", files)), folder)
+    wrapped = {f"./pets/{name}": content for name, content in files.items()}
+    assert same(load(write_tar(tmp_path / "wrapped.tar", {"./": b"", **wrapped})), folder)
+
+
+def test_train_and_test_folders_are_kept_for_every_seed(tmp_path):
+    files = {**tree(8, "train/"), **tree(4, "test/", mode="L")}
+    sets = [load(write_tar(tmp_path / "a.tar", files), seed=seed) for seed in (0, 1)]
+    assert [len(part) for part in (sets[0].train, sets[0].val, sets[0].test)] == [18, 6, 12]
+    assert torch.equal(sets[0].test.images, sets[1].test.images)
+    assert not torch.equal(sets[0].train.images, sets[1].train.images)
+
+
+def test_hidden_files_are_ignored_and_loose_files_are_reported(tmp_path):
+    clutter = {"one/.DS_Store": b"x", "__MACOSX/one/._00.png": b"x", "one/Thumbs.db": b"x"}
+    clean = load(write_zip(tmp_path / "a.zip", tree()))
+    assert same(load(write_zip(tmp_path / "b.zip", {**tree(), **clutter})), clean)
+    with pytest.warns(UserWarning, match="files outside the class folders .* are ignored: README.txt"):
+        load(write_zip(tmp_path / "c.zip", {"README.txt": b"x", **tree()}))
+
+
+def test_colour_jpegs_are_three_channels_and_palettes_are_colour(tmp_path):
+    colour = load(write_zip(tmp_path / "a.zip", tree(mode="RGB", kind="JPEG")))
+    assert colour.train.images.shape[1:] == (3, 8, 8) and "JPEG" in colour.note
+    assert load(write_zip(tmp_path / "b.zip", tree(mode="P"))).train.images.shape[1] == 3
+
+
+def test_a_picture_is_turned_as_its_camera_says(tmp_path):
+    files = tree()
+    upright = load(write_zip(tmp_path / "a.zip", files))
+    for name, content in files.items():
+        image = Image.open(io.BytesIO(content)).transpose(Image.Transpose.ROTATE_90)
+        image.getexif()[0x0112] = 6  # shown turned a quarter clockwise
+        image.save(buffer := io.BytesIO(), "PNG", exif=image.getexif())
+        files[name] = buffer.getvalue()
+    assert same(load(write_zip(tmp_path / "b.zip", files)), upright)
+
+
+def test_image_size_makes_pictures_of_different_shape_equal(tmp_path):
+    files = tree(mode="RGB", kind="JPEG")
+    files["one/00.png"] = picture(5, "RGB", "JPEG", size=(300, 200))
+    with pytest.raises(ValueError, match=r"sizes differ: .* is 8x8, one/00.png is 300x200; give image_size"):
+        load(write_zip(tmp_path / "a.zip", files))
+    assert load(tmp_path / "a.zip", image_size=12).train.images.shape[1:] == (3, 12, 12)
+
+
+# ---------------------------------------- the cache
+
+
+def test_the_second_load_reads_the_cache_and_is_equal(tmp_path, cache, monkeypatch):
+    path = write_tar(tmp_path / "a.tar", tree())
+    first = load(path)
+    (kept,) = cache.iterdir()
+    monkeypatch.setattr(data, "_decode", None)  # any decoding would fail now
+    second = load(path)
+    assert same(first, second) and first.note == second.note and first.class_names == second.class_names
+    assert zipfile.is_zipfile(kept) and kept.suffix == ".npz"
+
+
+def test_the_cache_is_keyed_by_content_and_image_size_not_by_name(tmp_path, cache):
+    path = write_tar(tmp_path / "a.tar", tree())
+    first = load(path)
+    load(path, image_size=4)
+    shutil.copy(path, tmp_path / "b.tar")
+    load(tmp_path / "b.tar")
+    assert len(list(cache.iterdir())) == 2
+    write_tar(path, tree(8))
+    assert len(load(path).train) < len(first.train)
+    folder = write_folder(tmp_path / "folder", tree())
+    before = load(folder)
+    (folder / "one/00.png").write_bytes(picture(7))
+    assert load(folder).fingerprint != before.fingerprint
+
+
+def test_a_damaged_cache_file_is_reported_and_made_again(tmp_path, cache):
+    path = write_tar(tmp_path / "a.tar", tree())
+    first = load(path)
+    (kept,) = cache.iterdir()
+    content = bytearray(kept.read_bytes())
+    content[len(content) // 3] ^= 255  # one byte among the pictures
+    kept.write_bytes(content)
+    with pytest.warns(UserWarning, match="cannot be read, decoding again"):
+        assert same(load(path), first)
+    assert same(load(path), first)
+
+
+def test_a_cache_that_cannot_be_written_is_reported_and_does_not_stop_the_load(tmp_path):
+    path = write_tar(tmp_path / "a.tar", tree())
+    (tmp_path / "file").write_text("no folder")
+    with pytest.warns(UserWarning, match="not kept, .*file/cache cannot be written"):
+        assert len(load(path, root=tmp_path / "file/cache").test) == 6
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs a limit on file sizes")
+@pytest.mark.parametrize("full_disk", [True, False], ids=["full disk", "killed"])
+def test_a_failed_or_killed_write_leaves_no_half_file_under_the_final_name(tmp_path, cache, full_disk):
+    path = write_tar(tmp_path / "a.tar", tree())
+    action = "signal.SIG_IGN" if full_disk else "signal.SIG_DFL"
+    script = f"""
+import resource, signal, sys
+from resnet_lib import data
+signal.signal(signal.SIGXFSZ, {action})  # the default: the kernel kills the process during the write
+resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+data.load({str(path)!r}, progress=False, val_fraction=0.25)
+"""
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    if full_disk:
+        assert run.returncode == 0 and "decoded pictures not kept" in run.stderr and not list(cache.iterdir())
+    else:
+        assert run.returncode < 0 and [file.suffix for file in cache.iterdir()] == [".partial"]
+    assert len(load(path).test) == 6
+
+
+# ---------------------------------------- bad input
+
+
+def bad_trees():
+    files = tree()
+    two = {name: content for name, content in files.items() if not name.startswith("two")}
+    deep = {f"train/{name}": content for name, content in files.items()}
+    yield (
+        "no class folders",
+        {"a.png": picture(0)},
+        "no class folders; pictures must lie as <class>/<picture>",
+    )
+    yield "empty class", {**files, "three/": b""}, "class folder three in .* has no pictures"
+    yield "hidden files only", {**files, "three/.DS_Store": b"x"}, "class folder three in .* has no pictures"
+    yield "one class", {"one/1.png": picture(1)}, "has only the class 'one'"
+    yield "corrupt", {**files, "two/03.png": b"no picture"}, "cannot use two/03.png in .*cannot identify"
+    for kind in ("PNG", "JPEG"):
+        cut = picture(0, kind=kind, size=(90, 90))[:-100]
+        yield f"cut {kind}", {**files, "two/03.x": cut}, "cannot use two/03.x in .*truncated"
+    yield (
+        "mixed",
+        {**files, "two/03.png": picture(0, "RGB")},
+        "mixed: .*/.*png is grey, two/03.png is colour; conv",
+    )
+    yield (
+        "alpha",
+        {**files, "two/03.png": picture(0, "RGBA")},
+        "two/03.png .* mode RGBA is not grey .* or RGB",
+    )
+    yield (
+        "bomb",
+        {**files, "two/03.png": picture(0, "1", size=(10000, 9000))},
+        "two/03.png .*decompression bomb",
+    )
+    yield "deep", {**files, "one/more/1.png": picture(1)}, "folder one/more in .* is out of place"
+    yield "train, val", {**deep, "val/one/1.png": picture(1)}, "folder train/one in .* is out of place"
+    yield "val too", {**deep, "test/one/1.png": picture(1), "val/x/1.png": picture(1)}, "folder val.* is out"
+    yield "test lacks", {**deep, **{f"test/{n}": c for n, c in two.items()}}, "test/ in .* has no class 'two'"
+    yield (
+        "train lacks",
+        {**deep, **tree(wrap="test/"), "test/x/1.png": picture(1)},
+        "train/ in .* no class 'x'",
+    )
+    yield (
+        "small class",
+        {**files, "three/1.png": picture(3)},
+        "class 'three' has too few pictures, 1, for one in the",
+    )
+
+
+@pytest.mark.parametrize(("files", "message"), [pytest.param(*case, id=name) for name, *case in bad_trees()])
+@pytest.mark.parametrize("write", [write_folder, write_tar, write_zip])
+def test_a_bad_tree_is_refused_by_name(tmp_path, write, files, message):
+    with pytest.raises(ValueError, match=message):
+        load(write(tmp_path / "bad", files))
+
+
+@pytest.mark.parametrize("name", ["../one/evil.png", "/one/evil.png", "one/../../evil.png", "C:\\evil.png"])
+@pytest.mark.parametrize("write", [write_tar, write_zip])
+def test_a_member_that_leads_out_of_the_archive_is_refused(tmp_path, write, name):
+    with pytest.raises(ValueError, match=r"evil.png' in .*bad leads out of the archive"):
+        load(write(tmp_path / "bad", {**tree(), name: picture(0)}))
+
+
+def test_links_in_an_archive_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="'one/link.png' in .* is a link"):
+        load(write_tar(tmp_path / "a.tar", {**tree(), "one/link.png": "/etc/passwd"}))
+    info = zipfile.ZipInfo("one/link.png")
+    info.external_attr = 0o120777 << 16
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        archive.writestr(info, "/etc/passwd")
+    with pytest.raises(ValueError, match="'one/link.png' in .* is a link"):
+        load(tmp_path / "a.zip")
+
+
+@pytest.mark.parametrize("share", [0.3, 0.6, 0.97])
+@pytest.mark.parametrize("kind", ["tar", "tar.gz", "tar.xz", "zip"])
+def test_a_truncated_archive_is_refused(tmp_path, kind, share):
+    path = tmp_path / f"a.{kind}"
+    write_zip(path, tree()) if kind == "zip" else write_tar(path, tree(), f"w:{kind[4:]}")
+    # 30 members, each a header and a picture of 512 bytes: a tar is cut between two, unseen by tarfile
+    size = 30 * 1024 if kind == "tar" else path.stat().st_size
+    os.truncate(path, int(size * share) // 1024 * 1024 if kind == "tar" else int(size * share))
+    with pytest.raises(ValueError, match=rf"a.{kind} is cut off or damaged"):
+        load(path)
+
+
+def test_an_archive_with_a_flipped_byte_is_refused(tmp_path):
+    for path in (write_tar(tmp_path / "a.tar.xz", tree(), "w:xz"), write_zip(tmp_path / "a.zip", tree())):
+        content = bytearray(path.read_bytes())
+        content[len(content) // 2] ^= 255
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=rf"{path.name} is cut off or damaged"):
+            load(path)
+
+
+def test_a_file_that_is_no_archive_is_refused(tmp_path):
+    (tmp_path / "a.tar.xz").write_bytes(b"Rar!\x1a\x07" + bytes(range(256)) * 8)
+    with pytest.raises(ValueError, match=r"a.tar.xz is no .tar, .tar.gz, .tar.xz or .zip"):
+        load(tmp_path / "a.tar.xz")
+
+
+def test_a_file_too_big_for_a_picture_is_refused_unread(tmp_path):
+    (tmp_path / "bad/one").mkdir(parents=True)
+    with open(tmp_path / "bad/one/big.png", "wb") as file:
+        file.truncate(data.MAX_FILE_BYTES + 1)
+    with pytest.raises(ValueError, match="'one/big.png' in .* has 268435457 bytes, more than"):
+        load(tmp_path / "bad")
+
+
+def test_pictures_too_many_for_memory_are_refused_with_the_way_out(tmp_path, monkeypatch):
+    monkeypatch.setattr(data, "MAX_TOTAL_BYTES", 1000)
+    with pytest.raises(ValueError, match="take over 1000 bytes; give an image_size"):
+        load(write_zip(tmp_path / "a.zip", tree()))
+
+
+def test_an_unknown_name_lists_the_known_ones_and_suggests(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"'cifra10' .* digits, cifar10, .*; did you mean 'cifar10'"):
+        data.load("cifra10")
+    write_zip(tmp_path / "pets.zip", tree())
+    with pytest.raises(FileNotFoundError, match=r"no existing path .* did you mean 'pets.zip'"):
+        data.load(tmp_path / "pet.zip")
+    with pytest.raises(FileNotFoundError):
+        data.load("")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"val_fraction": 0}, "val_fraction=0 must lie between 0 and 1"),
+        ({"val_fraction": 1.0}, "val_fraction=1.0 must lie between 0 and 1"),
+        ({"val_fraction": float("nan")}, "val_fraction=nan must lie between 0 and 1"),
+        (
+            {"val_fraction": 0.001},
+            "too few pictures, .*, for one in the validation split at val_fraction=0.001",
+        ),
+        ({"train_size": -1}, "train_size=-1 must be 0 or more"),
+        ({"train_size": 5000}, "train_size=5000 is more than the 1294 left"),
+        ({"train_size": 5}, "train_size=5 leaves a class without a picture; it takes 1[0-9] or more"),
+        ({"image_size": 0}, "image_size=0 1 or more"),
+        ({"mirror": "http://localhost"}, "mirror='http://localhost' serves cifar10.* 'digits' is not"),
+    ],
+)
+def test_nonsense_arguments_are_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        data.load("digits", **arguments)
+
+
+# ---------------------------------------- torchvision's sets
+
+
+class Quiet(SimpleHTTPRequestHandler):
+    def log_message(self, *arguments):
+        pass
+
+
+@pytest.fixture
+def mirror(tmp_path):
+    """A folder, and the address at which a web server on this machine serves it."""
+    (tmp_path / "mirror").mkdir()
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=tmp_path / "mirror"))
+    Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+    yield tmp_path / "mirror", f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.mark.parametrize(
+    ("name", "file"),
+    [
+        ("cifar10", "cifar-10-python.tar.gz"),
+        ("cifar100", "cifar-100-python.tar.gz"),
+        ("fashion_mnist", "train-images-idx3-ubyte.gz"),
+    ],
+)
+def test_a_wrong_checksum_is_refused(mirror, name, file):
+    folder, address = mirror
+    (folder / file).write_bytes(b"not the published archive")
+    with pytest.raises(ValueError, match=rf"{name} from {address}/.* has not the published checksum"):
+        data.load(name, mirror=address)
+
+
+@pytest.mark.parametrize("name", ["cifar10", "fashion_mnist"])
+def test_an_unreachable_mirror_is_named(name):
+    with ThreadingHTTPServer(("127.0.0.1", 0), Quiet) as server:
+        address = f"http://127.0.0.1:{server.server_port}"  # closed again: nobody listens there
+    with pytest.raises(OSError, match=rf"{name} cannot be fetched from {address}/.* into "):
+        data.load(name, mirror=address)
+
+
+def md5(content):
+    return hashlib.md5(content).hexdigest()
+
+
+def test_cifar_comes_from_the_mirror_with_given_test_set(mirror, tmp_path, monkeypatch):
+    """The archive is a small one in the published format; torchvision is told its checksums."""
+    from torchvision.datasets import CIFAR10
+
+    pixels = np.random.default_rng(0).integers(0, 256, (60, 3072), dtype=np.uint8)
+    batches = {
+        part: pickle.dumps({"data": pixels[rows], "labels": [i % 3 for i in range(60)[rows]]})
+        for part, rows in (("data_batch_1", slice(0, 40)), ("test_batch", slice(40, 60)))
+    }
+    batches["batches.meta"] = pickle.dumps({"label_names": ["airplane", "bird", "cat"]})
+    folder, address = mirror
+    members = {f"cifar-10-batches-py/{part}": content for part, content in batches.items()}
+    archive = write_tar(folder / CIFAR10.filename, members, "w:gz")
+    monkeypatch.setattr(CIFAR10, "tgz_md5", md5(archive.read_bytes()))
+    monkeypatch.setattr(CIFAR10, "train_list", [["data_batch_1", md5(batches["data_batch_1"])]])
+    monkeypatch.setattr(CIFAR10, "test_list", [["test_batch", md5(batches["test_batch"])]])
+    monkeypatch.setattr(CIFAR10, "meta", {**CIFAR10.meta, "md5": md5(batches["batches.meta"])})
+
+    with pytest.raises(ValueError, match="mirror='file:///x' must be an http address"):
+        load("cifar10", mirror="file:///x")
+    cifar = load("cifar10", mirror=address, root=tmp_path / "root")
+    assert [len(part) for part in (cifar.train, cifar.val, cifar.test)] == [30, 10, 20]
+    assert cifar.class_names == ("airplane", "bird", "cat") and cifar.name == "cifar10"
+    assert rows(cifar.test) == {(i % 3, *pixels[i].tolist()) for i in range(40, 60)}
+    archive.unlink()
+    assert same(cifar, load("cifar10", root=tmp_path / "root"))  # not fetched again
+
+
+def test_fashion_mnist_is_grey(mirror, monkeypatch):
+    from torchvision.datasets import FashionMNIST
+
+    folder, address = mirror
+    resources = []
+    for file, _ in FashionMNIST.resources:
+        count = 100 if "train" in file else 20
+        if "images" in file:
+            content = struct.pack(">4i", 0x803, count, 28, 28) + bytes(range(256)) * (count * 784 // 256 + 1)
+            content = content[: 16 + count * 784]
+        else:
+            content = struct.pack(">2i", 0x801, count) + bytes(i % 10 for i in range(count))
+        (folder / file).write_bytes(gzip.compress(content))
+        resources.append((file, md5((folder / file).read_bytes())))
+    monkeypatch.setattr(FashionMNIST, "resources", resources)
+    fashion = load("fashion_mnist", mirror=address)
+    assert fashion.train.images.shape == (75, 1, 28, 28) and len(fashion.test) == 20
+    assert fashion.class_names[-1] == "Ankle boot"
+
+
+# ---------------------------------------- the real archive
+
+
+@pytest.mark.skipif("BOOK_CIFAR10" not in os.environ, reason="BOOK_CIFAR10 names no archive of CIFAR-10")
+def test_the_real_archive_decodes_in_30_seconds_and_loads_in_one_the_next_time():
+    times = []
+    for _ in range(2):
+        start = time.perf_counter()
+        cifar = data.load(os.environ["BOOK_CIFAR10"], progress=False)
+        times.append(time.perf_counter() - start)
+    assert times[0] <= 30 and times[1] <= 1, times
+    assert [len(part) for part in (cifar.train, cifar.val, cifar.test)] == [45000, 5000, 10000]
+    assert cifar.train.images.shape[1:] == (3, 32, 32) and len(cifar.class_names) == 10
+    assert torch.equal(torch.bincount(cifar.val.labels), torch.full((10,), 500))

@@ -1,0 +1,461 @@
+"""The same seed trains the same network, whole, interrupted or killed; bad input and bad losses are named."""
+
+import math
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from resnet_lib import data, resnets, train
+
+CONFIG = train.TrainConfig(epochs=4, batch_size=64, augment="crop_flip", padding=1, precision="fp32", device="cpu")
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return data.load("digits", train_size=200)
+
+
+def network():
+    return resnets.ResNet(resnets.ResNetConfig((1, 1), (4, 8), in_channels=1))
+
+
+def linear():
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+
+
+def fit(digits, config=CONFIG, make=network, **options):
+    return train.fit(make, digits, config, progress=False, **options)
+
+
+def weights(model):
+    return torch.cat([value.double().flatten() for value in model.state_dict().values()])
+
+
+def numbers(rows):
+    return [{name: value for name, value in row.items() if name != "time_s"} for row in rows]
+
+
+def failing_task(at_step):
+    """Classification that raises at one training step."""
+    inner, seen = train.classification(), []
+
+    def task(model, images, labels, generator):
+        seen.extend([1] * model.training)
+        if len(seen) > at_step:
+            raise KeyboardInterrupt
+        return inner(model, images, labels, generator)
+
+    task.__qualname__ = inner.__qualname__  # what a checkpoint knows a task by
+    return task
+
+
+def test_the_same_seed_is_bit_identical_and_another_differs(digits):
+    first, again, other = (fit(digits, seeds=[seed]) for seed in (0, 0, 1))
+    assert torch.equal(weights(first.models[0]), weights(again.models[0]))
+    assert numbers(first.rows) == numbers(again.rows)
+    assert not torch.equal(weights(first.models[0]), weights(other.models[0]))
+
+
+def test_many_seeds_give_the_rows_of_each_alone(digits):
+    config = replace(CONFIG, epochs=1)
+    together = fit(digits, config, seeds=2)
+    alone = [fit(digits, config, seeds=[seed]).rows[0] for seed in (0, 1)]
+    assert numbers(together.rows) == numbers(alone)
+    assert len(together.models) == 2
+
+
+def test_numpy_seeds_are_the_same_seeds(digits):
+    numpy = pytest.importorskip("numpy")
+    config = replace(CONFIG, epochs=1)
+    ours, theirs = fit(digits, config, seeds=[3]), fit(digits, config, seeds=list(numpy.array([3])))
+    assert numbers(ours.rows) == numbers(theirs.rows)
+
+
+def test_global_random_state_is_left_alone(digits):
+    torch.manual_seed(7)
+    before = torch.get_rng_state()
+    fit(digits, replace(CONFIG, epochs=1))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+VARIANTS = {
+    "sgd": {},
+    "adamw": {"optimizer": "adamw", "learning_rate": 1e-3},
+    "ema": {"ema_decay": 0.9},
+    "bf16": {"precision": "bf16"},
+    "fp16": {"precision": "fp16"},
+}
+
+
+@pytest.mark.parametrize("changes", VARIANTS.values(), ids=VARIANTS)
+def test_an_interrupted_run_resumes_bit_identically(digits, tmp_path, changes):
+    config = replace(CONFIG, **changes)
+    whole = fit(digits, config)
+    with pytest.raises(KeyboardInterrupt):
+        fit(digits, config, task=failing_task(7), checkpoint=tmp_path)  # 3 steps an epoch: inside the third
+    resumed = fit(digits, config, checkpoint=tmp_path)
+    assert torch.equal(weights(whole.models[0]), weights(resumed.models[0]))
+    assert numbers(whole.rows) == numbers(resumed.rows)
+    assert numbers(fit(digits, config, checkpoint=tmp_path).rows) == numbers(whole.rows)  # nothing left to do
+
+
+def test_dropout_resumes_bit_identically(digits, tmp_path):
+    make = lambda: nn.Sequential(nn.Flatten(), nn.Dropout(0.5), nn.Linear(64, 10))  # noqa: E731
+    whole = fit(digits, make=make)
+    with pytest.raises(KeyboardInterrupt):
+        fit(digits, make=make, task=failing_task(7), checkpoint=tmp_path)
+    assert torch.equal(weights(whole.models[0]), weights(fit(digits, make=make, checkpoint=tmp_path).models[0]))
+
+
+def slow_task():
+    """Classification that takes its time, so that there is time to kill it."""
+    inner = train.classification()
+
+    def task(*arguments):
+        time.sleep(0.02)
+        return inner(*arguments)
+
+    task.__qualname__ = inner.__qualname__
+    return task
+
+
+KILLED = """
+import sys, torch
+from dataclasses import replace
+from resnet_lib import data
+from tests.test_train import CONFIG, fit, slow_task
+torch.set_num_threads(1)
+config = replace(CONFIG, epochs=40)
+fit(data.load("digits", train_size=200), config, task=slow_task(), checkpoint=sys.argv[1])
+"""
+
+
+def test_a_killed_process_resumes_bit_identically(digits, tmp_path):
+    config = replace(CONFIG, epochs=40)
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    process = subprocess.Popen([sys.executable, "-c", KILLED, tmp_path], env=environment)
+    file, deadline = tmp_path / "seed0.pt", time.monotonic() + 60
+    while time.monotonic() < deadline and process.poll() is None:
+        if file.exists() and len(torch.load(file, weights_only=True)["rows"]) > 3:
+            break
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    done = len(torch.load(file, weights_only=True)["rows"])
+    assert 3 < done < config.epochs
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        resumed, whole = fit(digits, config, checkpoint=tmp_path), fit(digits, config)
+    finally:
+        torch.set_num_threads(threads)
+    assert torch.equal(weights(whole.models[0]), weights(resumed.models[0]))
+    assert not [path for path in tmp_path.iterdir() if path.name != "seed0.pt" and path.suffix != ".tmp"]
+
+
+def test_a_checkpoint_of_another_recipe_is_refused(digits, tmp_path):
+    config = replace(CONFIG, epochs=1)
+    fit(digits, config, checkpoint=tmp_path)
+    plain = lambda: resnets.ResNet(replace(network().config, residual=False))  # noqa: E731
+    other_init = lambda: resnets.ResNet(replace(network().config, init="pytorch"))  # noqa: E731
+    other_data = data.load("digits", train_size=200, seed=1)
+    for changed in (
+        {"config": replace(config, learning_rate=0.05)},
+        {"make": plain},  # the same weights and shapes, another network
+        {"make": other_init},
+        {"digits": other_data},
+        {"task": lambda model, images, labels, generator: {"loss": model(images).square().mean()}},
+    ):
+        with pytest.raises(ValueError, match=r"seed0\.pt was written by a run with another config"):
+            fit(**({"digits": digits, "config": config} | changed), checkpoint=tmp_path)
+    shutil.copy(tmp_path / "seed0.pt", tmp_path / "seed1.pt")
+    with pytest.raises(ValueError, match=r"seed1\.pt was written by a run with another"):
+        fit(digits, config, seeds=[1], checkpoint=tmp_path)
+
+
+def test_a_damaged_checkpoint_is_named(digits, tmp_path):
+    config = replace(CONFIG, epochs=1)
+    fit(digits, config, checkpoint=tmp_path)
+    whole = (tmp_path / "seed0.pt").read_bytes()
+    for damaged in (whole[: len(whole) // 2], b"rubbish", b""):
+        (tmp_path / "seed0.pt").write_bytes(damaged)
+        with pytest.raises(ValueError, match=r"seed0\.pt is no whole checkpoint"):
+            fit(digits, config, checkpoint=tmp_path)
+
+
+def test_a_checkpoint_folder_that_cannot_be_written_is_named_before_training(digits, tmp_path):
+    (tmp_path / "file").write_text("not a folder")
+    untouched = failing_task(0)
+    with pytest.raises(OSError, match="checkpoint .*file/sub/seed0.pt cannot be written"):
+        fit(digits, task=untouched, checkpoint=tmp_path / "file" / "sub")
+
+
+FULL = """
+import resource, sys, torch
+from resnet_lib import data
+from tests.test_train import fit
+digits = data.load("digits", train_size=200)
+resource.setrlimit(resource.RLIMIT_FSIZE, (4000, 4000))
+try:
+    fit(digits, checkpoint=sys.argv[1])
+except OSError as error:
+    print(error)
+"""
+
+
+def test_a_full_disk_is_named_and_leaves_nothing_half_written(tmp_path):
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run([sys.executable, "-c", FULL, tmp_path], env=environment, capture_output=True, text=True)
+    assert "seed0.pt cannot be written" in done.stdout, done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("schedule", train.SCHEDULES)
+def test_learning_rate_at_the_start_the_end_of_warm_up_and_the_end(schedule):
+    config = replace(CONFIG, schedule=schedule, learning_rate=0.4, warmup=0.2)
+    rates = [train.lr_at(step, 100, config) for step in range(100)]
+    if schedule == "constant":
+        assert set(rates) == {0.4}
+        return
+    assert rates[0] == pytest.approx(0.4 / 20)
+    assert rates[19] == rates[20] == 0.4  # the last of warm-up and the first of the schedule
+    assert rates[:20] == sorted(rates[:20]) and rates[20:] == sorted(rates[20:], reverse=True)
+    last = {"one_cycle": 0.4 / 80, "cosine": 0.2 * (1 + math.cos(math.pi * 79 / 80)), "step": 0.004}
+    assert rates[-1] == pytest.approx(last[schedule])
+    assert train.lr_at(0, 100, replace(config, warmup=0)) == 0.4
+    if schedule == "step":
+        assert [rates[59], rates[60], rates[79], rates[80]] == pytest.approx([0.4, 0.04, 0.04, 0.004])
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_weight_decay_spares_biases_and_norms(optimizer):
+    model = network()
+    made = train.make_optimizer(model, replace(CONFIG, optimizer=optimizer, weight_decay=0.01))
+    decay = {id(p): group["weight_decay"] for group in made.param_groups for p in group["params"]}
+    for name, parameter in model.named_parameters():
+        spared = "bn" in name or "downsample.1" in name or name.endswith("bias")
+        assert decay[id(parameter)] == (0 if spared else 0.01), name
+
+
+def test_sgd_is_nesterov_and_frozen_weights_stay(digits):
+    assert train.make_optimizer(network(), CONFIG).param_groups[0]["nesterov"]
+    assert not train.make_optimizer(network(), replace(CONFIG, momentum=0)).param_groups[0]["nesterov"]
+    model = network()
+    model.conv1.weight.requires_grad_(False)
+    before = model.conv1.weight.clone()
+    fit(digits, replace(CONFIG, epochs=1), make=model)
+    assert torch.equal(model.conv1.weight, before)
+
+
+def test_clipping_bounds_the_step_by_rate_times_norm(digits):
+    config = replace(CONFIG, epochs=1, batch_size=200, momentum=0, weight_decay=0, schedule="constant", augment="none")
+    with train.seeded(0):
+        start = weights(linear())
+    moved = {}
+    for clip in (0.0, 0.01, 1e6):
+        model = fit(digits, replace(config, clip_norm=clip), linear).models[0]
+        moved[clip] = (weights(model) - start).norm()
+    assert moved[0.01] == pytest.approx(0.1 * 0.01, rel=1e-3)
+    assert moved[0.0] == moved[1e6] > 0.01
+
+
+def test_label_smoothing_only_while_training(digits):
+    task, model = train.classification(0.1), linear()
+    images, labels = digits.train.images.float() / 255, digits.train.labels
+    loss = lambda: task(model, images, labels, None)["loss"]  # noqa: E731
+    logits = model(images)
+    assert torch.equal(loss(), F.cross_entropy(logits, labels, label_smoothing=0.1))
+    model.eval()
+    assert torch.equal(loss(), F.cross_entropy(logits, labels))
+
+
+def test_one_batch_can_be_overfitted(digits):
+    few = replace(digits, train=data.Split(digits.train.images[:32], digits.train.labels[:32]))
+    config = replace(CONFIG, epochs=100, batch_size=32, augment="none")
+    last = fit(few, config, lambda: resnets.ResNet(replace(network().config, widths=(8, 16)))).rows[-1]
+    assert last["train_error"] == 0 and last["train_loss"] < 0.05
+
+
+def test_ema_returns_the_average_and_judges_by_it(digits):
+    config = replace(CONFIG, ema_decay=0.9)
+    model = network()
+    fitted = fit(digits, config, make=model)
+    averaged = fitted.models[0]
+    assert not torch.equal(weights(averaged), weights(model))
+    measured = train.evaluate(averaged, digits, digits.val, config)
+    assert fitted.rows[-1]["val_loss"] == pytest.approx(measured["loss"])
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_half_precision_trains_with_float32_weights(digits, precision):
+    config = replace(CONFIG, precision=precision, epochs=2, augment="none", learning_rate=0.02)
+    half, full = (fit(digits, replace(config, precision=p)) for p in (precision, "fp32"))
+    assert all(p.dtype == torch.float32 for p in half.models[0].parameters())
+    assert half.rows[-1]["train_loss"] == pytest.approx(full.rows[-1]["train_loss"], rel=0.02)
+    assert half.rows[-1]["train_loss"] != full.rows[-1]["train_loss"]
+
+
+def test_channels_last_changes_the_layout_and_not_the_result(digits):
+    runs = [fit(digits, replace(CONFIG, channels_last=on, epochs=2)).models[0] for on in (True, False)]
+    assert runs[0].conv1.weight.shape == runs[1].conv1.weight.shape
+    assert (weights(runs[0]) - weights(runs[1])).abs().max() < 1e-4
+
+
+def test_compiled_training_equals_eager(digits, tmp_path, monkeypatch):
+    if not shutil.which(os.environ.get("CXX", "g++")):
+        pytest.skip("torch.compile needs a C++ compiler, and there is none")
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    config = replace(CONFIG, epochs=1)
+    eager, compiled = (fit(digits, replace(config, compile=on), linear) for on in (False, True))
+    assert (weights(eager.models[0]) - weights(compiled.models[0])).abs().max() < 1e-5
+
+
+def explode(at_step, value=float("inf")):
+    inner, seen = train.classification(), []
+
+    def task(model, images, labels, generator):
+        seen.extend([1] * model.training)
+        measured = inner(model, images, labels, generator)
+        return measured | {"loss": measured["loss"] * (value if len(seen) > at_step else 1.0)}
+
+    return task
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("nan")])
+def test_a_loss_that_is_no_number_stops_with_step_rate_and_advice(digits, value):
+    with pytest.raises(train.Diverged, match=f"became {value} at step 4 with learning rate .*try a third") as caught:
+        fit(digits, task=explode(4, value))
+    assert caught.value.step == 4
+    assert caught.value.learning_rate == train.lr_at(4, 12, CONFIG)
+
+
+def test_a_divergence_can_be_recorded_and_ends_only_its_seed(digits):
+    rows = fit(digits, task=explode(4), seeds=2, on_divergence="record").rows
+    assert [(row["seed"], row["epoch"], row["diverged"]) for row in rows] == [
+        (0, 1, False), (0, 2, True), (1, 1, True)]  # the task counts the steps of both seeds
+    assert rows[1]["step"] == 4 and rows[1]["time_s"] > 0
+
+
+def test_a_rate_far_too_high_diverges(digits):
+    with pytest.raises(train.Diverged):
+        fit(digits, replace(CONFIG, learning_rate=1e30, warmup=0), linear)
+
+
+def test_evaluate_equals_a_plain_loop_and_keeps_each_modules_mode(digits):
+    model = fit(digits, replace(CONFIG, epochs=1)).models[0]
+    model.bn1.eval()  # a norm frozen on purpose
+    modes = [module.training for module in model.modules()]
+    measured = train.evaluate(model, digits, digits.test, CONFIG)
+    assert modes == [module.training for module in model.modules()]
+    model.eval()
+    images = (digits.test.images.float() / 255 - digits.mean.view(-1, 1, 1)) / digits.std.view(-1, 1, 1)
+    losses, wrong = [], 0
+    with torch.no_grad():
+        for image, label in zip(images, digits.test.labels, strict=True):
+            logits = model(image[None])[0]
+            losses.append(F.cross_entropy(logits, label).item())
+            wrong += int(logits.argmax() != label)
+    assert measured["loss"] == pytest.approx(sum(losses) / len(losses), rel=1e-5)
+    assert measured["error"] == pytest.approx(wrong / len(losses))
+
+
+def batches(digits, split, **changes):
+    return train.Batches(digits, split, replace(CONFIG, augment="none", **changes), torch.device("cpu"))
+
+
+def test_batches_normalise_to_mean_zero_and_spread_one(digits):
+    images = torch.cat([images for images, _ in batches(digits, digits.train).in_order(64)])
+    assert images.dtype == torch.float32
+    assert images.mean().abs() < 1e-5 and abs(images.std(correction=0) - 1) < 1e-5
+
+
+def test_a_black_channel_stays_finite(digits):
+    split = data.Split(torch.zeros_like(digits.train.images), digits.train.labels)
+    black = replace(digits, mean=torch.zeros(1), std=torch.zeros(1), train=split)
+    assert all((images == 0).all() for images, _ in batches(black, black.train).in_order(64))
+
+
+def test_an_epoch_takes_each_image_at_most_once_and_drops_only_the_remainder(digits):
+    numbered = torch.arange(200, dtype=torch.uint8).view(-1, 1, 1, 1).expand(-1, 1, 8, 8)
+    split = data.Split(numbered, torch.arange(200))
+    epochs = []
+    for epoch in range(2):
+        pairs = list(batches(digits, split).training(0, epoch))
+        taken = torch.cat([labels for _, labels in pairs])
+        assert len(pairs) == 3 and len(taken.unique()) == len(taken) == 3 * 64
+        for images, labels in pairs:  # each image keeps its label
+            pixels = images[:, 0, 0, 0] * digits.std + digits.mean
+            assert torch.equal((pixels * 255).round().long(), labels)
+        epochs.append(taken)
+    assert not torch.equal(*epochs)
+    assert torch.equal(epochs[1], torch.cat([labels for _, labels in batches(digits, split).training(0, 1)]))
+    assert not torch.equal(epochs[0], torch.cat([labels for _, labels in batches(digits, split).training(1, 0)]))
+
+
+def test_batches_lay_out_as_asked(digits):
+    colour = replace(digits, train=data.Split(digits.train.images.expand(-1, 3, -1, -1), digits.train.labels))
+    for on, layout in ((True, torch.channels_last), (False, torch.contiguous_format)):
+        images, _ = next(batches(colour, colour.train, channels_last=on).training(0, 0))
+        assert images.is_contiguous(memory_format=layout)
+
+
+def test_batches_leave_the_data_alone(digits):
+    before = digits.train.images.clone()
+    list(batches(digits, digits.train).in_order(50))
+    assert torch.equal(digits.train.images, before)
+    scaled = data.Split(digits.train.images.float(), digits.train.labels)
+    with pytest.raises(ValueError, match="images of digits are torch.float32; they must be uint8"):
+        batches(digits, scaled)
+
+
+def test_neighbouring_numbers_give_unrelated_streams():
+    seeds = {train.stream(a, b) for a in range(20) for b in range(20)}
+    assert len(seeds) == 400 and all(0 <= seed < 2**63 for seed in seeds)
+
+
+def test_a_single_network_is_trained_in_place_on_one_seed_only(digits):
+    model = network()
+    before = weights(model).clone()
+    fitted = fit(digits, replace(CONFIG, epochs=1), make=model)
+    assert fitted.models[0] is model and not torch.equal(weights(model), before)
+    with pytest.raises(ValueError, match="3 seeds need a function that makes the network"):
+        fit(digits, make=model, seeds=3)
+
+
+@pytest.mark.parametrize(("call", "message"), [
+    (lambda d: fit(d, seeds=0), "seeds=0: at least one seed is needed"),
+    (lambda d: fit(d, seeds=[]), r"seeds=\[\]: at least one seed is needed"),
+    (lambda d: fit(d, on_divergence="ignore"), "on_divergence='ignore' is not one of 'raise', 'record'"),
+    (lambda d: fit(d, replace(CONFIG, batch_size=201)), "batch_size=201 is larger than the 200 training images of digits"),
+    (lambda d: replace(CONFIG, optimizer="adam"), "optimizer='adam' is not one of 'sgd', 'adamw'"),
+    (lambda d: replace(CONFIG, schedule="linear"), "schedule='linear' is not one of 'one_cycle'"),
+    (lambda d: replace(CONFIG, augment="mixup"), "augment='mixup' is not one of 'none', 'crop'"),
+    (lambda d: replace(CONFIG, precision="fp8"), "precision='fp8' is not one of 'auto'"),
+    (lambda d: replace(CONFIG, epochs=0), "epochs=0 must be a whole number of at least 1"),
+    (lambda d: replace(CONFIG, batch_size=1.5), "batch_size=1.5 must be a whole number"),
+    (lambda d: replace(CONFIG, label_smoothing=1), "label_smoothing=1 must be at least 0 and below 1"),
+    (lambda d: replace(CONFIG, weight_decay=-1e-4), "weight_decay=-0.0001 must be at least 0"),
+    (lambda d: replace(CONFIG, clip_norm=math.nan), "clip_norm=nan must be at least 0 and finite"),
+    (lambda d: replace(CONFIG, learning_rate=0), "learning_rate=0 must be positive and finite"),
+    (lambda d: replace(CONFIG, learning_rate=math.nan), "learning_rate=nan must be positive"),
+    (lambda d: fit(d, replace(CONFIG, device="tpu")), "device='tpu'"),
+])
+def test_bad_input_is_named(digits, call, message):
+    with pytest.raises(ValueError, match=message):
+        call(digits)
+
+
+def test_a_gpu_asked_for_where_there_is_none_is_named(digits):
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    with pytest.raises(ValueError, match=r"device='cuda': this machine has 0 CUDA GPU\(s\); use 'auto' or 'cpu'"):
+        fit(digits, replace(CONFIG, device="cuda"))

@@ -1,0 +1,1 @@
+"""Programs that work on the book, not in it; `resnet_lib` and the chapters never import them."""

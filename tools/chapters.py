@@ -1,0 +1,167 @@
+"""What every tool asks of a chapter, with the standard library alone: cells, parameters, profiles."""
+
+import ast
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@dataclass(frozen=True)
+class Parameter:
+    name: str
+    kind: str  # the annotation as written, "int" or "list[int]"; "" where there is none
+    default: object
+    comment: str  # the trailing comment, without its hash
+
+
+def toc_pages(root: Path = ROOT) -> list[Path]:
+    """The book's pages in reading order, as files that exist.
+
+    Raises: FileNotFoundError naming the entry of _toc.yml that is neither a notebook nor a Markdown page.
+    """
+    import yaml
+
+    def entries(node):
+        if isinstance(node, dict):
+            yield from (node[key] for key in ("root", "file") if key in node)
+            for key in ("parts", "chapters", "sections"):
+                for child in node.get(key, []):
+                    yield from entries(child)
+
+    pages = []
+    for entry in entries(yaml.safe_load((root / "_toc.yml").read_text("utf-8"))):
+        base = root / entry
+        found = [
+            path
+            for path in (base, base.with_name(base.name + ".ipynb"), base.with_name(base.name + ".md"))
+            if path.is_file()
+        ]
+        if not found:
+            raise FileNotFoundError(
+                f"_toc.yml names {entry!r}, but there is no {entry}.ipynb and no {entry}.md"
+            )
+        pages.append(found[0])
+    return pages
+
+
+def toc_chapters(root: Path = ROOT) -> list[Path]:
+    return [page for page in toc_pages(root) if page.suffix == ".ipynb"]
+
+
+def read(path: Path) -> dict:
+    """A notebook as its JSON, every cell's source joined to one string."""
+    try:
+        notebook = json.loads(Path(path).read_text("utf-8"))
+        for cell in notebook["cells"]:
+            cell["source"] = "".join(cell["source"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is not a notebook: {type(error).__name__}: {error}") from error
+    return notebook
+
+
+def code_cells(notebook: dict) -> list[dict]:
+    return [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
+
+
+def tags(cell: dict) -> list[str]:
+    return cell.get("metadata", {}).get("tags", [])
+
+
+def declared(notebook: dict) -> dict[str, Parameter]:
+    """The parameters that the cell tagged `parameters` declares, by name, in order."""
+    source = next((cell["source"] for cell in code_cells(notebook) if "parameters" in tags(cell)), "")
+    lines = source.splitlines()
+    found = {}
+    for node in ast.parse(source).body:
+        target = node.target if isinstance(node, ast.AnnAssign) else getattr(node, "targets", [None])[0]
+        if not isinstance(target, ast.Name) or node.value is None:
+            continue
+        try:
+            default = ast.literal_eval(node.value)
+        except ValueError:
+            raise ValueError(f"parameter {target.id!r}: the default must be a literal") from None
+        kind = ast.unparse(node.annotation) if isinstance(node, ast.AnnAssign) else ""
+        rest = lines[node.end_lineno - 1].encode()[node.end_col_offset :].decode()
+        found[target.id] = Parameter(target.id, kind, default, rest.partition("#")[2].strip())
+    return found
+
+
+def check(values: dict, parameters: dict[str, Parameter], chapter: str) -> None:
+    """Refuse a value for an undeclared parameter, or one of the wrong type, naming the declared ones."""
+    from resnet_lib.parameters import type_problem
+
+    problems = [f"it has no parameter {name!r}" for name in values if name not in parameters]
+    problems += filter(
+        None,
+        (
+            type_problem(name, values[name], p.kind)
+            for name, p in parameters.items()
+            if name in values and p.kind
+        ),
+    )
+    if problems:
+        listing = ", ".join(f"{p.name} ({p.kind or 'any'})" for p in parameters.values()) or "none"
+        raise ValueError(f"chapter {chapter}: {'; '.join(problems)}; its parameters: {listing}")
+
+
+def scalar(text: str, strict: bool = False) -> object:
+    """One value as YAML reads it: null, true, 3, 0.5, "text", [1, 2].
+
+    Raises: ValueError, if `strict`, for what readers of YAML 1.1 take for something else: 1e-3, yes, 010.
+    """
+    text = text.strip()
+    if text.startswith("[") and text.endswith("]"):
+        parts = re.findall(r"\[[^\]]*\]|\"[^\"]*\"|'[^']*'|[^,\s][^,]*", text[1:-1])
+        return [scalar(part, strict) for part in parts]
+    if len(text) > 1 and text[0] == text[-1] and text[0] in "\"'":
+        return text[1:-1]
+    if text.lower() in ("", "null", "~", "none"):
+        if strict and text.lower() == "none":
+            raise ValueError("'none' is a word to YAML: write null")
+        return None
+    if text.lower() in ("true", "false"):
+        return text.lower() == "true"
+    if re.fullmatch(r"[-+]?(0|[1-9][\d_]*)", text):
+        return int(text)
+    if re.fullmatch(r"[-+]?(\d[\d_]*\.?\d*|\.\d+)([eE][-+]?\d+)?", text):
+        if strict and not re.fullmatch(r"[-+]?\d[\d_]*\.\d*([eE][-+]\d+)?", text):
+            raise ValueError(
+                f"{text!r} is not a number to every YAML reader: write it like 0.5, 12 or 1.0e-3"
+            )
+        return float(text)
+    if strict and text.lower() in ("yes", "no", "on", "off"):
+        raise ValueError(f'{text!r} means different things to YAML readers: write true, false or "{text}"')
+    return text
+
+
+def read_profile(path: Path) -> dict:
+    """A profile's parameters: flat `name: value` lines and comments, so that no YAML library is needed.
+
+    Raises: ValueError naming file and line of what is not such a line.
+    """
+    values = {}
+    for number, line in enumerate(Path(path).read_text("utf-8").splitlines(), 1):
+        text = re.sub(r"(^|\s)#(?=(?:[^\"']|\"[^\"]*\"|'[^']*')*$).*", "", line).rstrip()
+        if not text:
+            continue
+        match = re.fullmatch(r"(\w+):(?:\s+(.*))?", text)
+        if not match or match[1] in values:
+            raise ValueError(
+                f"{path}, line {number}: expected one `name: value` a line, each name once; got {line!r}"
+            )
+        try:
+            values[match[1]] = scalar(match[2] or "", strict=True)
+        except ValueError as error:
+            raise ValueError(f"{path}, line {number}: {error}") from None
+    return values
+
+
+def parse_settings(pairs: list[tuple[str, str]], parameters: dict[str, Parameter]) -> dict:
+    """Values given on a command line; what is declared a string is taken as it stands."""
+    return {
+        name: text if name in parameters and parameters[name].kind == "str" else scalar(text)
+        for name, text in pairs
+    }
