@@ -26,7 +26,7 @@ KNOWN = ("digits", *TORCHVISION)
 TEST_FRACTION = 0.2  # of the pictures, where the source brings no test set of its own
 MAX_FILE_BYTES = 2**28  # of one picture file; a bigger one is no picture
 MAX_TOTAL_BYTES = 2**33  # of all decoded pictures together; they live in memory
-CACHE_FORMAT = 1  # part of the cache key: raise it when decoding changes
+CACHE_FORMAT = 2  # part of the cache key: raise it when decoding changes
 LAYOUT = "pictures must lie as <class>/<picture>, or as train/<class>/<picture> and test/<class>/<picture>"
 
 
@@ -358,7 +358,19 @@ def _decode(data: bytes, image_size: int | None) -> tuple[np.ndarray, str]:
         mode = {"1": "L", "L": "L", "P": "RGB", "RGB": "RGB"}.get(image.mode)
         if mode is None:
             raise ValueError(f"mode {image.mode} is not grey (L) or RGB; see PIL's convert('RGB')")
-        return _to_array(ImageOps.exif_transpose(image).convert(mode), image_size), image.format
+        kind = f"{image.format}{_jpeg_quality(getattr(image, 'quantization', None))}"
+        return _to_array(ImageOps.exif_transpose(image).convert(mode), image_size), kind
+
+
+def _jpeg_quality(tables: dict | None) -> str:
+    """The quality a JPEG was written with, told from its luminance table, which libjpeg scales from a standard one.
+
+    Source: ITU-T T.81, table K.1 (its 64 entries sum to 3688), and libjpeg's jpeg_quality_scaling.
+    """
+    if not tables:
+        return ""  # no JPEG
+    percent = 100 * sum(tables[0]) / 3688
+    return f" quality {round(100 - percent / 2 if percent <= 100 else 5000 / percent)}"
 
 
 def _decode_all(path: Path, members: Iterator, image_size: int | None) -> tuple[dict, set, set]:

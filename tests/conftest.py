@@ -1,5 +1,6 @@
 """A scratch book of tiny chapters, for the tests of the tools."""
 
+import contextlib
 import json
 import shutil
 from pathlib import Path
@@ -40,6 +41,19 @@ def chapter(path, *sources):
         cell(PARAMETERS, "parameters", "parameters"),
     ]
     return write_notebook(path, cells + [cell(source, f"work-{i}") for i, source in enumerate(sources)])
+
+
+@contextlib.contextmanager
+def room_for(size):
+    """Inside the block no file can grow beyond `size` bytes: a full disk, as far as a writer can tell."""
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 @pytest.fixture

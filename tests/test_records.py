@@ -3,15 +3,13 @@
 import ast
 import json
 import os
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from resnet_lib import records, stats
-from tests.conftest import cell, write_notebook
+from tests.conftest import cell, room_for, write_notebook
 
 
 def study(depth):
@@ -73,25 +71,11 @@ def test_an_interrupted_write_keeps_the_old_file(tmp_path, monkeypatch):
     assert records.load(path) == RECORD and list(path.parent.iterdir()) == [path]
 
 
-FULL = """
-import resource, sys
-from resnet_lib import records
-from tests.test_records import RECORD
-records.save(RECORD, sys.argv[1])
-resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))
-try:
-    records.save(RECORD, sys.argv[1])
-except OSError as error:
-    print(error)
-"""
-
-
 def test_a_full_disk_is_named_and_keeps_the_old_file(tmp_path):
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
-    done = subprocess.run([sys.executable, "-c", FULL, tmp_path], env=environment, capture_output=True, text=True)
-    assert "the record cannot be written" in done.stdout and "gradients.smoke.json" in done.stdout, done.stderr
-    assert records.load(tmp_path / "residual" / "gradients.smoke.json").rows == RECORD.rows
-    assert len(list((tmp_path / "residual").iterdir())) == 1
+    path = records.save(RECORD, tmp_path)
+    with room_for(100), pytest.raises(OSError, match="the record cannot be written .*gradients.smoke.json"):
+        records.save(replace(RECORD, wall_s=9.0), tmp_path)
+    assert records.load(path) == RECORD and list(path.parent.iterdir()) == [path]
 
 
 def test_a_folder_that_cannot_be_written_is_named(tmp_path):
