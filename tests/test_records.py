@@ -151,8 +151,8 @@ def test_comments_docstrings_and_layout_do_not_count(same):
 
 
 @pytest.mark.parametrize(("old", "new"), [
-    ("1.0", "1"), ("1.0", "2.0"), ("None, ...", "..."), ("k=None", "k=0"), ("k!r", "k"), (">3", ">4"), ("*rest", "*all"),
-    ("[x, None, ...]", "(x, None, ...)"), ("return", "yield")])
+    ("1.0", "1"), ("1.0", "2.0"), ("None, ...", "..."), ("k=None", "k=0"), ("k!r", "k"), (">3", ">4"),
+    ("*rest", "*all"), ("[x, None, ...]", "(x, None, ...)"), ("return", "yield")])
 def test_everything_else_counts(old, new):
     assert old in BASE and hashes(BASE.replace(old, new)) != hashes(BASE)
 

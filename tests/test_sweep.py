@@ -48,7 +48,7 @@ RUNS = sweep.conditions(depth=[8, 20], seed=range(2))
 
 
 def test_conditions_are_every_combination_last_axis_fastest():
-    assert RUNS == [{"depth": d, "seed": s} for d in (8, 20) for s in (0, 1)]
+    assert [{"depth": d, "seed": s} for d in (8, 20) for s in (0, 1)] == RUNS
     assert sweep.conditions() == [{}]
 
 

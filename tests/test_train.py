@@ -433,7 +433,7 @@ def test_a_single_network_is_trained_in_place_on_one_seed_only(digits):
     (lambda d: fit(d, seeds=0), "seeds=0: at least one seed is needed"),
     (lambda d: fit(d, seeds=[]), r"seeds=\[\]: at least one seed is needed"),
     (lambda d: fit(d, on_divergence="ignore"), "on_divergence='ignore' is not one of 'raise', 'record'"),
-    (lambda d: fit(d, replace(CONFIG, batch_size=201)), "batch_size=201 is larger than the 200 training images of digits"),
+    (lambda d: fit(d, replace(CONFIG, batch_size=201)), "batch_size=201 is larger than the 200 training images"),
     (lambda d: replace(CONFIG, optimizer="adam"), "optimizer='adam' is not one of 'sgd', 'adamw'"),
     (lambda d: replace(CONFIG, schedule="linear"), "schedule='linear' is not one of 'one_cycle'"),
     (lambda d: replace(CONFIG, augment="mixup"), "augment='mixup' is not one of 'none', 'crop'"),
