@@ -34,18 +34,18 @@ def _gather(images: Tensor, padding: int, probability: float, generator: torch.G
     if not 0 <= probability <= 1:
         raise ValueError(f"probability={probability} must lie between 0 and 1")
     device = images.device
-    rows = torch.arange(height, device=device).expand(count, -1)
-    columns = torch.arange(width, device=device).expand(count, -1)
     if probability:
-        flipped = torch.rand(count, 1, generator=generator, device=device) < probability
-        columns = torch.where(flipped, width - 1 - columns, columns)
+        flipped = torch.rand(count, 1, 1, 1, generator=generator, device=device) < probability
+    pixels = images.permute(0, 2, 3, 1)
     if padding:
-        images = F.pad(images, (padding,) * 4)
+        pixels = F.pad(pixels, (0, 0, padding, padding, padding, padding)).contiguous()
         top, left = torch.randint(0, 2 * padding + 1, (2, count, 1), generator=generator, device=device)
-        rows, columns = rows + top, columns + left
-    # One gather of whole pixels from the batch laid out as a list of pixels: 1.5 times as fast on a CPU as
-    # indexing windows of a contiguous batch, and the result is channels-last without a further copy.
-    pixels = images.permute(0, 2, 3, 1).reshape(-1, channels)
-    first = torch.arange(count, device=device)[:, None] * images.shape[2]
-    index = (first + rows)[:, :, None] * images.shape[3] + columns[:, None, :]
-    return pixels[index.view(-1)].view(count, height, width, channels).permute(0, 3, 1, 2)
+        # A window's row is contiguous in the channels-last batch: gathering whole rows beats gathering pixels.
+        tall, wide = pixels.shape[1:3]
+        first = torch.arange(count, device=device)[:, None] * tall + top + torch.arange(height, device=device)
+        first = first * wide + left  # (N, height): where each row begins, counted in pixels
+        rows = pixels.as_strided((count * tall * wide - width + 1, width * channels), (channels, 1))
+        pixels = rows[first.view(-1)].view(count, height, width, channels)
+    if probability:
+        pixels = torch.where(flipped, pixels.flip(2), pixels)
+    return pixels.contiguous().permute(0, 3, 1, 2)

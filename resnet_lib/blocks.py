@@ -70,6 +70,7 @@ class Unit(nn.Module):
     expansion = 1  # out_channels / width
     convolutions = 2  # convolutions in the branch
     activate_sum = True  # an activation follows the addition
+    add_in_place = True  # saves a pass over memory; no good after a ReLU, whose backward needs its output
 
     def __init__(
         self,
@@ -106,7 +107,8 @@ class Unit(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         out = self.branch(x)
         if self.residual:
-            out = out + self.downsample(x)
+            shortcut = self.downsample(x)
+            out = out.add_(shortcut) if self.add_in_place else out + shortcut
         return self.relu(out) if self.activate_sum else out
 
     def last_norm(self) -> nn.Module | None:
@@ -196,6 +198,8 @@ class SurveyBlock(Unit):
 
     Departs: from He et al., each activation comes before its norm, so the branch ends in a norm of an activation.
     """
+
+    add_in_place = False
 
     def build(self, width, stride, groups, width_per_group):
         _refuse_groups(self, groups, width_per_group)

@@ -210,11 +210,13 @@ class Batches:
         self.labels = split.labels.to(device)
         self.config, self.device = config, device
         std = dataset.std.clamp_min(1 / 255).to(device)  # a constant channel would divide by zero
-        self.scale = (1 / (255 * std)).view(-1, 1, 1)
-        self.shift = (-dataset.mean.to(device) / std).view(-1, 1, 1)
+        width = self.pixels.shape[2]  # repeated along a row of pixels, the channels' few numbers can be vectorised
+        self.scale = (1 / (255 * std)).repeat(width)
+        self.shift = (-dataset.mean.to(device) / std).repeat(width)
 
     def _prepare(self, images: Tensor) -> Tensor:
-        images = images.float().mul_(self.scale).add_(self.shift)
+        rows = images.permute(0, 2, 3, 1).flatten(2).float().mul_(self.scale).add_(self.shift)  # (N, H, W·C)
+        images = rows.unflatten(2, (images.shape[3], images.shape[1])).permute(0, 3, 1, 2)
         return images if self.config.channels_last else images.contiguous()
 
     def training(self, seed: int, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:

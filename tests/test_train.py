@@ -400,7 +400,8 @@ def test_an_epoch_takes_each_image_at_most_once_and_drops_only_the_remainder(dig
 
 
 def test_batches_lay_out_as_asked(digits):
-    colour = replace(digits, train=data.Split(digits.train.images.expand(-1, 3, -1, -1), digits.train.labels))
+    pictures = data.Split(digits.train.images.expand(-1, 3, -1, -1), digits.train.labels)
+    colour = replace(digits, train=pictures, mean=digits.mean.expand(3), std=digits.std.expand(3))
     for on, layout in ((True, torch.channels_last), (False, torch.contiguous_format)):
         images, _ = next(batches(colour, colour.train, channels_last=on).training(0, 0))
         assert images.is_contiguous(memory_format=layout)
