@@ -264,7 +264,7 @@ def _dump(node: object) -> str:
 def notebook_functions(path: str | Path) -> dict[str, str]:
     """Hashes of the functions and methods defined in a notebook's code cells, to compare with a record's."""
     found = {}
-    for cell in json.loads(Path(path).read_text())["cells"]:
+    for cell in json.loads(Path(path).read_text("utf-8"))["cells"]:
         source = "".join(cell["source"])
         if cell["cell_type"] != "code" or "def " not in source:
             continue

@@ -25,19 +25,20 @@ def show(chapter: str, mine: Sequence[records.Record]) -> None:
         verdicts = [claims.judge(claim, evidence) for evidence in (own, published)]
         for test in claim.tests:
             row = {
-                "test": f"{test.when}: {test.what}",
+                "when": test.when,
                 "needs": f"{claims.DIRECTIONS[test.direction].format(f'{test.bound:g}')} {test.unit}",
             }
             for name, evidence, verdict in zip(("own", "published"), (own, published), verdicts, strict=True):
                 found = evidence.get(test.measure)
                 row[name] = f"{found}: {MARKS[verdict.outcomes[test.measure]]}" if found else "–"
             rows.append(row)
-        columns = {"test": "test", "needs": "needs", "own": "this run", "published": "published"}
+        columns = {"when": "condition", "needs": "needs", "own": "this run", "published": "published"}
         used = [r for r in theirs if any(t.measure.split("/")[0] == r.experiment for t in claim.tests)]
         page.say(
             f'<a id="{claim.id}"></a>\n\n**{claim.claim}** (`{claim.id}`)\n\n'
             f"This run: **{verdicts[0].word}**. Published: **{verdicts[1].word}**{_provenance(used)}.\n\n"
-            f"{page.table(rows, columns)}"
+            f"{page.table(rows, columns)}\n\n"
+            f"Measured: {'; '.join(dict.fromkeys(test.what for test in claim.tests))}."
         )
 
 

@@ -3,6 +3,7 @@
 import ast
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,12 +12,8 @@ import pytest
 
 LIBRARY = Path(__file__).resolve().parents[1] / "resnet_lib"
 MODULES = sorted(path.stem for path in LIBRARY.glob("*.py") if path.stem != "__init__")
-LEVELS = {
-    0: {"blocks", "augment", "precision", "bench", "probes", "stats", "records", "page", "parameters", "pictures"},
-    1: {"data", "resnets", "claims", "sweep", "plots"},
-    2: {"train", "verdicts"},
-}
-LEVEL = {module: level for level, modules in LEVELS.items() for module in modules}
+README = (LIBRARY.parent / "README.md").read_text(encoding="utf-8")
+LEVEL = {module: int(level) for level, module in re.findall(r"^\| (\d) \| `(\w+)` \|", README, re.MULTILINE)}
 HEAVY = ("torchvision", "scipy", "sklearn", "matplotlib", "PIL", "tqdm", "yaml", "IPython")
 
 
@@ -40,8 +37,8 @@ def test_a_module_imports_lower_levels_only_and_never_the_tools(module):
     assert not {name for name in siblings if LEVEL[name] >= level}
 
 
-def test_every_module_has_its_level():
-    assert set(MODULES) <= set(LEVEL)
+def test_the_readme_lists_every_module_with_its_level():
+    assert sorted(LEVEL) == MODULES
 
 
 IMPORT = """

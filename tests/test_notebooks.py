@@ -11,7 +11,7 @@ from tools import chapters, notebooks
 
 ADDRESS = "https://example.org/a/b"
 BOOTSTRAP = notebooks.BOOTSTRAP.replace("ADDRESS", ADDRESS)
-FIGURE = {"figure": {"name": "fig-a", "caption": "It rises."}, "image": {"alt": "A line that rises"}}
+FIGURE = {"image": {"alt": "A line that rises"}}
 
 
 def write(path, cells, **metadata):
@@ -34,7 +34,7 @@ def clean():
         ),
         cell(BOOTSTRAP, "bootstrap", "bootstrap"),
         cell("seeds: int = 3  # repetitions", "parameters", "parameters"),
-        cell("fig, ax = plt.subplots()", "fig-a", "present", mystnb=FIGURE),
+        cell("fig, ax = plt.subplots()\npage.caption(f'It rises.')", "fig-a", "present", mystnb=FIGURE),
         cell("print(1)", "shapes", notebooks.CHECKED)
         | {"outputs": [{"output_type": "stream", "name": "stdout", "text": ["1\n"]}], "execution_count": 4},
     ]
@@ -59,8 +59,9 @@ def test_a_clean_notebook_has_no_problems(tmp_path):
         (2, {"source": "%time 1"}, "a magic"),
         (2, {"source": "x = 1\n" * 31}, "at most 30"),
         (2, {"execution_count": 2}, "must be stripped"),
-        (3, {"metadata": {"mystnb": {"figure": {"caption": "c"}}}}, "can't see it"),
-        (3, {"metadata": {"mystnb": {"image": {"alt": "a"}}}}, "needs a caption"),
+        (3, {"metadata": {"mystnb": {}}}, "can't see it"),
+        (3, {"source": "fig, ax = plt.subplots()"}, "needs a caption"),
+        (3, {"source": "x = 1\n" * 41, "metadata": {"tags": ["hide-input"]}}, "at most 40"),
         (
             3,
             {"metadata": {"mystnb": FIGURE, "execution": {}}},

@@ -16,7 +16,7 @@ from pathlib import Path
 from tools.chapters import ROOT, code_cells, read, tags, toc_chapters
 
 CHECKED = "nbval-check-output"  # a cell whose output is kept and compared
-MAX_LINES = 30
+MAX_LINES, MAX_HIDDEN_LINES = 30, 40  # of a cell; of one that the page folds
 CELL_METADATA = {"tags", "mystnb"}
 NOTEBOOK_METADATA = {"kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"}}
 DRAWS = re.compile(r"\b(plt|figure|fig)\.(subplots|figure|add_subplot)\(|\bplots\.figure\(")
@@ -34,8 +34,8 @@ SENTENCE_END = re.compile(
 )
 
 BOOTSTRAP = """\
-# Installed, or inside the checkout: nothing happens. Alone (Colab, an empty folder): fetch the small library,
-# and only it; torch, torchvision and numpy stay as they are.
+# Installed, or inside the checkout: nothing happens. Alone (Colab, an empty folder): fetch the small
+# library, and only it; torch, torchvision and numpy stay as they are.
 import importlib.util
 import os
 import subprocess
@@ -44,7 +44,8 @@ import sys
 sys.path += [os.path.abspath(root) for root in ("..", ".") if os.path.isdir(f"{root}/resnet_lib")]
 if importlib.util.find_spec("resnet_lib") is None:
     _source = os.environ.get("RESNET_LIB_SOURCE", "git+ADDRESS")
-    subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", _source], check=True)
+    _install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", _source]
+    subprocess.run(_install, check=True)
     importlib.invalidate_caches()"""
 
 
@@ -100,8 +101,9 @@ def cell_problems(cell: dict) -> list[str]:
             found.append("its stored output is an error")
     elif cell["outputs"] or cell["execution_count"] is not None:
         found.append("its output must be stripped (run fix)")
-    if source.count("\n") >= MAX_LINES:
-        found.append(f"{source.count(chr(10)) + 1} lines; at most {MAX_LINES}")
+    most = MAX_HIDDEN_LINES if {"hide-input", "hide-cell"} & set(tags(cell)) else MAX_LINES
+    if source.count("\n") >= most:
+        found.append(f"{source.count(chr(10)) + 1} lines; at most {most}")
     if not source.strip():
         found.append("empty")
     if re.search(r"(?m)^\s*[%!]", source):
