@@ -1,8 +1,7 @@
 """A chapter's parameters: what the cell tagged `parameters` declares, checked after papermill has changed it."""
 
+import ast
 import types
-
-PLAIN = (bool, int, float, str, list, tuple, dict, type(None))
 
 
 def check(namespace: dict) -> dict:
@@ -14,8 +13,7 @@ def check(namespace: dict) -> dict:
     Raises: ValueError naming an undeclared parameter, or a value of the wrong type, and what is declared.
     """
     declared = {n: t for n, t in namespace["__annotations__"].items() if not n.startswith("_")}
-    ours = {n: v for n, v in namespace.items() if not n.startswith("_") and type(v) in PLAIN}
-    unknown = [n for n in ours if n not in declared and n not in ("In", "Out")]
+    unknown = [name for name in _injected(namespace.get("In", [])) if name not in declared]
     listing = ", ".join(f"{n}: {_name(t)}" for n, t in declared.items())
     if unknown:
         raise ValueError(f"unknown parameter {unknown[0]!r}; this chapter declares {listing}")
@@ -23,6 +21,13 @@ def check(namespace: dict) -> dict:
         if problem := type_problem(name, namespace[name], _name(expected)):
             raise ValueError(f"{problem}; this chapter declares {listing}")
     return {name: namespace[name] for name in declared}
+
+
+def _injected(history: list[str]) -> list[str]:
+    """The names that papermill's own cell assigns; IPython keeps each cell's source in `In`."""
+    sources = [source for source in history if source.startswith("# Parameters")]
+    nodes = [node for source in sources for node in ast.parse(source).body if isinstance(node, ast.Assign)]
+    return [target.id for node in nodes for target in node.targets if isinstance(target, ast.Name)]
 
 
 def type_problem(name: str, value: object, expected: str) -> str | None:

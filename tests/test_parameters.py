@@ -18,7 +18,7 @@ _private = 1
 
 def check(injected=""):
     """What a notebook's namespace holds after the parameters cell and papermill's injected one."""
-    namespace = {"In": [""], "Out": {}, "math": pytest, "helper": lambda: 1}
+    namespace = {"In": ["", DECLARED, f"# Parameters\n{injected}"], "Out": {}, "left_from_before": 3}
     exec(DECLARED, namespace)
     exec(injected, namespace)
     return parameters.check(namespace)
