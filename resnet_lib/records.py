@@ -9,8 +9,9 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cache
 from importlib import metadata
@@ -60,6 +61,15 @@ class Chapter:
     device: dict  # what precision.describe says
     seeds: list[int]
     folder: str = ""  # where records are saved; "" saves none
+
+    def __post_init__(self):
+        if len(self.seeds) < 2:
+            raise ValueError(f"{len(self.seeds)} seed(s): an interval needs at least 2, and 3 to be worth showing")
+        if self.folder:  # shows now, not after an hour's measurement, whether it can be written
+            with _naming(Path(self.folder)):
+                Path(self.folder).expanduser().mkdir(parents=True, exist_ok=True)
+                with tempfile.TemporaryFile(dir=Path(self.folder).expanduser()):
+                    pass
 
     def record(
         self,
@@ -135,13 +145,19 @@ def save(record: Record, folder: str | Path) -> Path:
     rows = ",\n".join("  " + json.dumps(_rounded(row), separators=(", ", ": ")) for row in fields.pop("rows"))
     head = json.dumps(fields, indent=1, sort_keys=True)
     text = f'{head[:-2]},\n "rows": [\n{rows}\n ]\n}}\n'  # a line a row: short files, readable differences
-    try:
+    with _naming(path):
         write_atomically(path, text)
-    except OSError as error:
-        raise type(error)(
-            error.errno, f"the record cannot be written ({error.strerror}); choose a folder you may write to", str(path)
-        ) from error
     return path
+
+
+@contextlib.contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Say of what cannot be written where, and what to do."""
+    try:
+        yield
+    except OSError as error:
+        words = f"the record cannot be written ({error.strerror}); choose a folder you may write to"
+        raise type(error)(error.errno, words, str(path)) from error
 
 
 def _rounded(row: dict) -> dict:

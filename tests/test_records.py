@@ -225,3 +225,17 @@ def test_the_cache_is_where_the_reader_says(monkeypatch, tmp_path):
 
 def test_the_root_is_the_checkout():
     assert records.project_root() == Path(__file__).resolve().parents[1]
+
+
+@pytest.mark.parametrize("seeds", [[], [0]])
+def test_a_chapter_of_fewer_than_two_seeds_is_refused(seeds):
+    with pytest.raises(ValueError, match=rf"{len(seeds)} seed\(s\): an interval needs at least 2"):
+        records.Chapter("x", "smoke", {}, {}, seeds)
+
+
+def test_a_chapter_finds_out_at_once_that_its_records_cannot_be_written(tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(OSError, match="the record cannot be written .*file"):
+        records.Chapter("x", "smoke", {}, {}, [0, 1], str(tmp_path / "file"))
+    records.Chapter("x", "smoke", {}, {}, [0, 1], str(tmp_path / "new"))
+    assert list((tmp_path / "new").iterdir()) == []
