@@ -203,6 +203,14 @@ def environment(device: dict) -> dict:
     }
 
 
+def machine(device: dict) -> str:
+    """A device in words, from what precision.describe says of it."""
+    threads = device.get("threads", 0)
+    if device.get("device") != "cpu" or not threads:
+        return device["name"]
+    return f"{threads} thread{'s' if threads > 1 else ''} of {device['cpu']}"
+
+
 def _commit() -> str | None:
     with contextlib.suppress(OSError, subprocess.SubprocessError):
         done = subprocess.run(

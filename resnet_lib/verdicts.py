@@ -75,8 +75,10 @@ def ledger() -> list[dict]:
 
 
 def hardware(record: records.Record) -> str:
-    """Where a record was made, in one line."""
-    return f"{record.environment['device']['name']}, {record.data['name']}, profile {record.profile}"
+    """Where and on what a record was made, in one line."""
+    data = record.data
+    size = f", {data['shape'][2]}×{data['shape'][1]}, {data['train']:,} to train on" if "shape" in data else ""
+    return f"{records.machine(record.environment['device'])}; {data['name']}{size}; profile {record.profile}"
 
 
 def _strongest(found: Sequence[records.Record]) -> list[records.Record]:

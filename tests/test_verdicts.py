@@ -61,14 +61,14 @@ def test_the_ledger_shows_the_verdict_that_the_records_give_and_what_gave_it(pub
     found = row("res-degradation")
     assert found["verdict"] == word
     assert len(found["effects"]) == 2 and "(n=3)" in found["effects"][0]
-    assert found["hardware"] == ["2 threads of a CPU, digits, profile cpu"]
+    assert found["hardware"] == ["2 threads of a CPU; digits; profile cpu"]
     assert row("res-info")["verdict"] == "not yet tested"
 
 
 def test_the_strongest_profile_counts_alone(publish):
     publish(record("cpu", (0.1, 0.2), (0.1, 0.2)), record("full", (0.1, 0.2), (-0.01, 0.01)))
     found = row("res-degradation")
-    assert found["verdict"] == "supported" and found["hardware"] == ["2 threads of a CPU, digits, profile full"]
+    assert found["verdict"] == "supported" and found["hardware"] == ["2 threads of a CPU; digits; profile full"]
 
 
 def test_a_record_of_other_code_is_marked_stale(publish, tmp_path):
@@ -89,7 +89,7 @@ def test_a_chapter_shows_its_own_run_beside_the_published_one(publish, capsys):
     shown = capsys.readouterr().out
     assert shown.count('<a id="res-') == sum(c.chapter == "residual" for c in claims.load().values())
     block = shown.split('<a id="res-degradation"></a>')[1].split("<a id=")[0]
-    assert "This run: **supported**. Published: **qualified** (2 threads of a CPU, digits, profile full)" in block
+    assert "This run: **supported**. Published: **qualified** (2 threads of a CPU; digits; profile full)" in block
     assert "**stale**" not in block, "an installed library has no chapter to compare with"
 
 
