@@ -32,7 +32,6 @@ def main(arguments: list[str] | None = None) -> int:
     if chosen.quick:
         print("quick: tiny sizes, so the ratios mean nothing")
     missed = False
-    missed = False
     for name in chosen.names or NAMES:
         print(f"\n{name} …", file=sys.stderr, flush=True)
         for table in importlib.import_module(f"benchmarks.{name}").run(chosen.rounds, chosen.quick):
