@@ -308,6 +308,7 @@ def test_channels_last_changes_the_layout_and_not_the_result(digits):
     assert (weights(runs[0]) - weights(runs[1])).abs().max() < 1e-4
 
 
+@pytest.mark.filterwarnings("ignore:Guards may run slower on Python 3.13.0:RuntimeWarning")
 def test_compiled_training_equals_eager(digits, monkeypatch):
     # the graph is captured and differentiated for real; only the C++ compiler, 10 s and not ours, is left out
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
