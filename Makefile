@@ -12,7 +12,7 @@ book: .venv/.ready  ## execute what changed, render the pages
 	@$(run) -m tools.render --profile $(PROFILE)
 
 test: .venv/.ready  ## everything that CI runs
-	$(run) -m ruff check .
+	$(run) -m ruff check . && $(run) -m ruff format --check .
 	$(run) -m tools.notebooks check
 	$(run) -m pytest -q
 	$(run) -m tools.notebooks nbval
@@ -23,8 +23,8 @@ test: .venv/.ready  ## everything that CI runs
 bench: .venv/.ready  ## resnet_lib against its peers
 	@$(run) -m benchmarks
 
-lint: .venv/.ready
-	$(run) -m ruff check .
+lint: .venv/.ready  ## ruff on code and notebooks, and notebook hygiene
+	$(run) -m ruff check . && $(run) -m ruff format --check .
 	$(run) -m tools.notebooks check
 
 format: .venv/.ready

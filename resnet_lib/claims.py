@@ -13,8 +13,7 @@ KINDS = ("definition", "fact", "effect")
 WORDS = ("supported", "refuted", "qualified", "undecided", "not yet tested")
 # how a rule reads; the bound goes in the braces
 DIRECTIONS = {"greater": "at least {}", "less": "at most {}", "within": "within ±{}", "outside": "beyond ±{}"}
-PHRASES = {"holds": "holds", "fails": "does not hold", "undecided": "is undecided",
-           "not tested": "is not yet tested"}
+PHRASES = {"holds": "holds", "fails": "does not hold", "undecided": "is undecided", "not tested": "is not yet tested"}
 
 
 @dataclass(frozen=True)
@@ -38,15 +37,13 @@ class Test:
         if not isinstance(self.unit, str):
             raise ValueError(f"unit of {self.measure} is {self.unit!r}; it must be a word, or '' for none")
         if self.direction not in DIRECTIONS:
-            raise ValueError(f"direction of {self.measure} is {self.direction!r}; "
-                             f"allowed: {', '.join(DIRECTIONS)}")
+            raise ValueError(f"direction of {self.measure} is {self.direction!r}; allowed: {', '.join(DIRECTIONS)}")
         if type(self.bound) not in (int, float) or not isfinite(self.bound):
             raise ValueError(f"bound of {self.measure} is {self.bound!r}; it must be a finite number")
         if self.direction in ("within", "outside") and self.bound <= 0:
             raise ValueError(f"bound of {self.measure} is {self.bound}; {self.direction!r} needs one > 0")
         if type(self.confidence) is not float or not 0 < self.confidence < 1:
-            raise ValueError(f"confidence of {self.measure} is {self.confidence!r}; "
-                             "it must be between 0 and 1")
+            raise ValueError(f"confidence of {self.measure} is {self.confidence!r}; it must be between 0 and 1")
 
 
 @dataclass(frozen=True)
@@ -84,8 +81,9 @@ def outcome(test: Test, estimate: Estimate) -> str:
     Raises: ValueError if the estimate, unless it is exact, has another confidence, or if it has another unit.
     """
     if estimate.method != "exact" and estimate.confidence != test.confidence:
-        raise ValueError(f"{test.measure}: the interval has confidence {estimate.confidence}, "
-                         f"the rule {test.confidence}")
+        raise ValueError(
+            f"{test.measure}: the interval has confidence {estimate.confidence}, the rule {test.confidence}"
+        )
     if estimate.unit and estimate.unit != test.unit:
         raise ValueError(f"{test.measure}: the estimate is in {estimate.unit!r}, the rule in {test.unit!r}")
     low, high, bound = estimate.low, estimate.high, test.bound
@@ -104,13 +102,22 @@ def judge(claim: Claim, estimates: Mapping[str, Estimate]) -> Verdict:
     One test that holds and one that fails make it qualified whatever the others say: no further evidence
     could make it supported or refuted. Otherwise a missing or undecided test leaves the claim undecided.
     """
-    outcomes = {test.measure: outcome(test, estimates[test.measure]) if test.measure in estimates
-                else "not tested" for test in claim.tests}
+    outcomes = {
+        test.measure: outcome(test, estimates[test.measure]) if test.measure in estimates else "not tested"
+        for test in claim.tests
+    }
     found = set(outcomes.values())
-    word = ("not yet tested" if found == {"not tested"} else
-            "supported" if found == {"holds"} else
-            "refuted" if found == {"fails"} else
-            "qualified" if {"holds", "fails"} <= found else "undecided")
+    word = (
+        "not yet tested"
+        if found == {"not tested"}
+        else "supported"
+        if found == {"holds"}
+        else "refuted"
+        if found == {"fails"}
+        else "qualified"
+        if {"holds", "fails"} <= found
+        else "undecided"
+    )
     if word == "not yet tested":
         return Verdict(word, outcomes, f"Not yet tested: planned for the chapter {claim.chapter}.")
     parts = []
@@ -134,8 +141,11 @@ def evidence(found: Iterable[records.Record]) -> dict[str, Estimate]:
         first.setdefault((record.chapter, record.experiment), record)
     if len(chapters := sorted({chapter for chapter, _ in first})) > 1:
         raise ValueError(f"records of the chapters {', '.join(chapters)}; measures belong to one chapter")
-    return {f"{experiment}/{name}": Estimate(**estimate) for (_, experiment), record in first.items()
-            for name, estimate in record.estimates.items()}
+    return {
+        f"{experiment}/{name}": Estimate(**estimate)
+        for (_, experiment), record in first.items()
+        for name, estimate in record.estimates.items()
+    }
 
 
 def load(path: str | Path | None = None) -> dict[str, Claim]:
@@ -171,6 +181,8 @@ def _checked(entry: object, kind: type) -> dict:
         raise ValueError(f"{entry!r} is no mapping; needed keys: {', '.join(keys)}")
     for problem, names in (("unknown", set(entry) - set(keys)), ("missing", set(keys) - set(entry))):
         if names:
-            raise ValueError(f"{problem} key {', '.join(sorted(map(str, names)))}; "
-                             f"a {kind.__name__.lower()} has exactly {', '.join(keys)}")
+            raise ValueError(
+                f"{problem} key {', '.join(sorted(map(str, names)))}; "
+                f"a {kind.__name__.lower()} has exactly {', '.join(keys)}"
+            )
     return entry

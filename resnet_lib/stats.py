@@ -48,8 +48,9 @@ def exact(value: float, unit: str = "") -> Estimate:
     return Estimate(value, value, value, n=1, confidence=1.0, sd=0.0, method="exact", unit=unit)
 
 
-def interval(values: Iterable[float], *, confidence: float = 0.95, method: str = "t", unit: str = "",
-             seed: int = 0) -> Estimate:
+def interval(
+    values: Iterable[float], *, confidence: float = 0.95, method: str = "t", unit: str = "", seed: int = 0
+) -> Estimate:
     """Mean of independent values (one per seed) with a two-sided interval.
 
     Args:    method: "t" for a few roughly normal values; "bootstrap" (BCa) for skewed ones, from about 20
@@ -74,19 +75,28 @@ def interval(values: Iterable[float], *, confidence: float = 0.95, method: str =
     else:
         from scipy.stats import bootstrap
 
-        low, high = bootstrap((values,), np.mean, confidence_level=confidence,
-                              rng=np.random.default_rng(seed)).confidence_interval
+        low, high = bootstrap(
+            (values,), np.mean, confidence_level=confidence, rng=np.random.default_rng(seed)
+        ).confidence_interval
     return Estimate(mean, float(low), float(high), len(values), confidence, sd, method, unit)
 
 
-def paired(a: Sequence[float], b: Sequence[float], *, confidence: float = 0.95, method: str = "t",
-           unit: str = "", seed: int = 0) -> Estimate:
+def paired(
+    a: Sequence[float],
+    b: Sequence[float],
+    *,
+    confidence: float = 0.95,
+    method: str = "t",
+    unit: str = "",
+    seed: int = 0,
+) -> Estimate:
     """Mean of a - b, paired by position: what both share (seed, split, order) cancels."""
     return interval(_differences(a, b), confidence=confidence, method=method, unit=unit, seed=seed)
 
 
-def paired_rows(rows: Iterable[dict], value: str, by: str, a: object, b: object,
-                pair: tuple[str, ...] = ("seed",), **options) -> Estimate:
+def paired_rows(
+    rows: Iterable[dict], value: str, by: str, a: object, b: object, pair: tuple[str, ...] = ("seed",), **options
+) -> Estimate:
     """Mean difference in `value` between rows with row[by] == a and rows with row[by] == b.
 
     Args:    pair: columns in which partners agree; options: as in `paired`.
@@ -102,8 +112,10 @@ def paired_rows(rows: Iterable[dict], value: str, by: str, a: object, b: object,
                 continue
             key = tuple(row[column] for column in pair)
             if key in side:
-                raise ValueError(f"two rows with {by}={wanted!r} and {_named(pair, key)}: "
-                                 f"filter the rows first, or pair on more columns than {pair}")
+                raise ValueError(
+                    f"two rows with {by}={wanted!r} and {_named(pair, key)}: "
+                    f"filter the rows first, or pair on more columns than {pair}"
+                )
             side[key] = row[value]
         if not side:
             there = ", ".join(sorted({repr(row[by]) for row in rows}))
@@ -112,13 +124,13 @@ def paired_rows(rows: Iterable[dict], value: str, by: str, a: object, b: object,
     for key in [*sides[0], *sides[1]]:
         for wanted, side in zip((a, b), sides, strict=True):
             if key not in side:
-                raise ValueError(f"no row with {by}={wanted!r} and {_named(pair, key)}: "
-                                 "every row needs a partner")
+                raise ValueError(f"no row with {by}={wanted!r} and {_named(pair, key)}: every row needs a partner")
     return paired(list(sides[0].values()), [sides[1][key] for key in sides[0]], **options)
 
 
-def equivalent(a: Sequence[float], b: Sequence[float] | None = None, *, margin: float,
-               confidence: float = 0.95) -> dict:
+def equivalent(
+    a: Sequence[float], b: Sequence[float] | None = None, *, margin: float, confidence: float = 0.95
+) -> dict:
     """Two one-sided tests (TOST): is the mean of a - b (or of the differences `a`) within ±margin?
 
     Returns: equivalent (p < 1 - confidence), p_value (the larger of the two), and estimate, whose interval at
@@ -136,13 +148,18 @@ def equivalent(a: Sequence[float], b: Sequence[float] | None = None, *, margin: 
     else:
         from scipy.stats import ttest_1samp
 
-        p_value = float(max(ttest_1samp(differences, -margin, alternative="greater").pvalue,
-                            ttest_1samp(differences, margin, alternative="less").pvalue))
+        p_value = float(
+            max(
+                ttest_1samp(differences, -margin, alternative="greater").pvalue,
+                ttest_1samp(differences, margin, alternative="less").pvalue,
+            )
+        )
     return {"equivalent": p_value < 1 - confidence, "p_value": p_value, "estimate": estimate}
 
 
-def seeds_needed(sd: float, effect: float, *, power: float = 0.8, confidence: float = 0.95,
-                 paired: bool = False) -> int:
+def seeds_needed(
+    sd: float, effect: float, *, power: float = 0.8, confidence: float = 0.95, paired: bool = False
+) -> int:
     """Seeds per arm with which a two-sided t test finds a difference of `effect` with probability `power`.
 
     Args:    sd: between seeds within one arm; if paired, of the differences between partners.
@@ -180,8 +197,9 @@ def summarise(rows: Iterable[dict], value: str, by: tuple[str, ...], **options) 
             estimate = interval(values, **options).as_dict()
         except ValueError as error:
             raise ValueError(f"{value} of {_named(by, key)}: {error}") from None
-        summary.append(dict(zip(by, key, strict=True))
-                       | {name: estimate[name] for name in ("mean", "low", "high", "sd", "n")})
+        summary.append(
+            dict(zip(by, key, strict=True)) | {name: estimate[name] for name in ("mean", "low", "high", "sd", "n")}
+        )
     return summary
 
 

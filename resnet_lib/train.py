@@ -191,9 +191,7 @@ def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimiz
     if config.optimizer == "adamw":
         return torch.optim.AdamW(groups, lr=config.learning_rate, fused=fused)
     nesterov = config.momentum > 0
-    return torch.optim.SGD(
-        groups, lr=config.learning_rate, momentum=config.momentum, nesterov=nesterov, fused=fused
-    )
+    return torch.optim.SGD(groups, lr=config.learning_rate, momentum=config.momentum, nesterov=nesterov, fused=fused)
 
 
 class Batches:
@@ -246,12 +244,7 @@ def stream(*numbers: int) -> int:
 
 
 def evaluate(
-    model: nn.Module,
-    dataset: Dataset,
-    split: Split,
-    config: TrainConfig | None = None,
-    *,
-    task: Task | None = None,
+    model: nn.Module, dataset: Dataset, split: Split, config: TrainConfig | None = None, *, task: Task | None = None
 ) -> dict:
     """Means of the task's quantities over every image of a split, in evaluation mode, without augmentation."""
     config = config or TrainConfig()

@@ -36,10 +36,7 @@ def write_notebook(path, cells):
 
 def chapter(path, *sources):
     """A chapter with the usual parameters, then a cell for each source."""
-    cells = [
-        cell(f"# {path.stem.title()}", "title", kind="markdown"),
-        cell(PARAMETERS, "parameters", "parameters"),
-    ]
+    cells = [cell(f"# {path.stem.title()}", "title", kind="markdown"), cell(PARAMETERS, "parameters", "parameters")]
     return write_notebook(path, cells + [cell(source, f"work-{i}") for i, source in enumerate(sources)])
 
 

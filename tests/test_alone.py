@@ -56,11 +56,7 @@ def address(tmp_path_factory):
         elif (ROOT / name).is_file():
             shutil.copy(ROOT / name, folder)
     git = ["git", "-c", "user.name=book", "-c", "user.email=book@localhost", "-c", "commit.gpgsign=false"]
-    for command in (
-        ["init", "--quiet"],
-        ["add", "--all"],
-        ["commit", "--quiet", "--message", "as it stands"],
-    ):
+    for command in (["init", "--quiet"], ["add", "--all"], ["commit", "--quiet", "--message", "as it stands"]):
         subprocess.run(git + command, cwd=folder, check=True)
     return f"git+{folder.as_uri()}"
 
@@ -77,9 +73,7 @@ def test_a_chapter_alone_installs_the_library_with_its_records_and_touches_nothi
     notebook["cells"] = [*cells[: last + 1], cell(PROBE, "probe")]
     (folder / "chapter.ipynb").write_text(notebooks.canonical(notebook))
     environment = {
-        name: value
-        for name, value in os.environ.items()
-        if not name.startswith(("PYTHON", "PIP_", "JUPYTER"))
+        name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "PIP_", "JUPYTER"))
     }
     environment |= {
         "RESNET_LIB_SOURCE": address,
@@ -91,9 +85,7 @@ def test_a_chapter_alone_installs_the_library_with_its_records_and_touches_nothi
     }
 
     def python(code):
-        ran = subprocess.run(
-            [lonely_python, "-c", code], cwd=folder, env=environment, capture_output=True, text=True
-        )
+        ran = subprocess.run([lonely_python, "-c", code], cwd=folder, env=environment, capture_output=True, text=True)
         return ran.returncode, ran.stdout, ran.stderr
 
     assert "No module named 'resnet_lib'" in python("import resnet_lib")[2]
@@ -103,9 +95,7 @@ def test_a_chapter_alone_installs_the_library_with_its_records_and_touches_nothi
     assert code == 0, errors
     facts = json.loads(printed)
     assert Path(facts["library"]).parent == own / "resnet_lib"
-    assert {entry.name.partition("-")[0] for entry in own.iterdir() if entry.name not in before} == {
-        "resnet_lib"
-    }
+    assert {entry.name.partition("-")[0] for entry in own.iterdir() if entry.name not in before} == {"resnet_lib"}
     from importlib import metadata
 
     assert facts["versions"] == {name: metadata.version(name) for name in facts["versions"]}

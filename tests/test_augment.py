@@ -103,18 +103,23 @@ def test_images_of_a_batch_are_drawn_one_by_one():
 
 def test_memory_format_does_not_matter_and_the_result_is_channels_last():
     images = pictures(8, 3, 6, 6, torch.uint8)
-    outs = [augment.random_crop_flip(images.contiguous(memory_format=layout), 2, 0.5, generator())
-            for layout in (torch.contiguous_format, torch.channels_last)]
+    outs = [
+        augment.random_crop_flip(images.contiguous(memory_format=layout), 2, 0.5, generator())
+        for layout in (torch.contiguous_format, torch.channels_last)
+    ]
     assert torch.equal(*outs)
     assert all(out.is_contiguous(memory_format=torch.channels_last) for out in outs)
 
 
-@pytest.mark.parametrize(("call", "message"), [
-    (lambda images: augment.random_crop(images, -1), r"padding=-1 must be at least 0 and smaller .*\(4×6\)"),
-    (lambda images: augment.random_crop(images, 4), "padding=4 must be"),
-    (lambda images: augment.random_flip(images, 1.5), "probability=1.5 must lie between 0 and 1"),
-    (lambda images: augment.random_crop_flip(images, 1, -0.1), "probability=-0.1 must lie"),
-])
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda images: augment.random_crop(images, -1), r"padding=-1 must be at least 0 and smaller .*\(4×6\)"),
+        (lambda images: augment.random_crop(images, 4), "padding=4 must be"),
+        (lambda images: augment.random_flip(images, 1.5), "probability=1.5 must lie between 0 and 1"),
+        (lambda images: augment.random_crop_flip(images, 1, -0.1), "probability=-0.1 must lie"),
+    ],
+)
 def test_bad_input_is_named(call, message):
     with pytest.raises(ValueError, match=message):
         call(pictures(2, 1, 4, 6, torch.uint8))

@@ -153,14 +153,23 @@ def test_he_keeps_a_relu_signal_and_pytorchs_default_loses_it():
     assert not layer.bias.any()
 
 
-@pytest.mark.parametrize(("call", "message"), [
-    (lambda: make("basic", 4, 4, shortcut="D"), "shortcut='D' is not one of A, B, C"),
-    (lambda: make("basic", 8, 4, shortcut="A"), "shortcut A can only add channels, not go from 8 to 4; use 'B' or 'C'"),
-    (lambda: make("basic", 4, 4, groups=2), "BasicBlock has no grouped form .*use block='bottleneck'"),
-    (lambda: make("survey", 4, 4, width_per_group=4), "SurveyBlock has no grouped form"),
-    (lambda: make("bottleneck", 4, 4, groups=2, width_per_group=4), "width_per_group=4 leaves no channel a group at"),
-    (lambda: blocks.initialise(nn.ReLU(), "xavier"), "init='xavier' is not one of 'he', 'pytorch'"),
-])
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: make("basic", 4, 4, shortcut="D"), "shortcut='D' is not one of A, B, C"),
+        (
+            lambda: make("basic", 8, 4, shortcut="A"),
+            "shortcut A can only add channels, not go from 8 to 4; use 'B' or 'C'",
+        ),
+        (lambda: make("basic", 4, 4, groups=2), "BasicBlock has no grouped form .*use block='bottleneck'"),
+        (lambda: make("survey", 4, 4, width_per_group=4), "SurveyBlock has no grouped form"),
+        (
+            lambda: make("bottleneck", 4, 4, groups=2, width_per_group=4),
+            "width_per_group=4 leaves no channel a group at",
+        ),
+        (lambda: blocks.initialise(nn.ReLU(), "xavier"), "init='xavier' is not one of 'he', 'pytorch'"),
+    ],
+)
 def test_bad_input_is_named(call, message):
     with pytest.raises(ValueError, match=message):
         call()

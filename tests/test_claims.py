@@ -9,7 +9,9 @@ import yaml
 from resnet_lib import claims, records
 from resnet_lib.stats import Estimate, exact
 
-IDS = re.findall(r"\S+", """
+IDS = re.findall(
+    r"\S+",
+    """
 bg-levers bg-hyper bg-data-quality bg-structure bg-gpu
 res-gradient res-info res-easy res-degradation res-sum res-samedim res-family
 skip-sizes skip-express skip-capacity skip-gradient skip-generative
@@ -18,9 +20,19 @@ bn-ics bn-faster bn-gradient bn-anywhere bn-eval bn-acceleration
 tc-matmul tc-anywhere tc-accuracy tc-cuda-only tc-vector
 par-model par-speed
 net-block net-formula2 net-two-convs net-channels net-stem net-depth-free net-features
-""")
-CHAPTERS = {"residual", "skip", "resnet", "augmentation", "downsampling", "batch_norm", "tensor_cores",
-            "parallelism", "tuning"}
+""",
+)
+CHAPTERS = {
+    "residual",
+    "skip",
+    "resnet",
+    "augmentation",
+    "downsampling",
+    "batch_norm",
+    "tensor_cores",
+    "parallelism",
+    "tuning",
+}
 LOW, MIDDLE, HIGH = (-3, -2), (-0.5, 0.5), (2, 3)  # intervals below, inside and above ±1
 
 
@@ -37,12 +49,15 @@ def between(low, high, **changes):
     return Estimate((low + high) / 2, low, high, **usual | changes)
 
 
-@pytest.mark.parametrize(("direction", "holds", "fails", "undecided"), [
-    ("greater", [HIGH, (1, 2)], [LOW, MIDDLE], [(0, 2), (-2, 1)]),
-    ("less", [LOW, MIDDLE, (0, 1)], [HIGH], [(0, 2), (1, 2)]),
-    ("within", [MIDDLE, (-1, 1)], [LOW, HIGH], [(0, 2), (-2, 0), (-2, 2), (1, 2)]),
-    ("outside", [LOW, HIGH, (1, 2), (-2, -1)], [MIDDLE], [(0, 2), (-2, 0), (-2, 2), (0, 1)]),
-])
+@pytest.mark.parametrize(
+    ("direction", "holds", "fails", "undecided"),
+    [
+        ("greater", [HIGH, (1, 2)], [LOW, MIDDLE], [(0, 2), (-2, 1)]),
+        ("less", [LOW, MIDDLE, (0, 1)], [HIGH], [(0, 2), (1, 2)]),
+        ("within", [MIDDLE, (-1, 1)], [LOW, HIGH], [(0, 2), (-2, 0), (-2, 2), (1, 2)]),
+        ("outside", [LOW, HIGH, (1, 2), (-2, -1)], [MIDDLE], [(0, 2), (-2, 0), (-2, 2), (0, 1)]),
+    ],
+)
 def test_a_rule_is_decided_only_by_a_whole_interval(direction, holds, fails, undecided):
     for expected, intervals in (("holds", holds), ("fails", fails), ("undecided", undecided)):
         for low, high in intervals:
@@ -62,17 +77,20 @@ def test_an_estimate_of_another_confidence_or_unit_is_refused():
         claims.outcome(rule(), between(2, 3, unit="ms"))
 
 
-@pytest.mark.parametrize(("first", "second", "word"), [
-    (HIGH, HIGH, "supported"),
-    (LOW, LOW, "refuted"),
-    (HIGH, LOW, "qualified"),
-    ((0, 2), HIGH, "undecided"),
-    ((0, 2), LOW, "undecided"),
-    ((0, 2), (0, 2), "undecided"),
-    (HIGH, None, "undecided"),
-    (LOW, None, "undecided"),
-    (None, None, "not yet tested"),
-])
+@pytest.mark.parametrize(
+    ("first", "second", "word"),
+    [
+        (HIGH, HIGH, "supported"),
+        (LOW, LOW, "refuted"),
+        (HIGH, LOW, "qualified"),
+        ((0, 2), HIGH, "undecided"),
+        ((0, 2), LOW, "undecided"),
+        ((0, 2), (0, 2), "undecided"),
+        (HIGH, None, "undecided"),
+        (LOW, None, "undecided"),
+        (None, None, "not yet tested"),
+    ],
+)
 def test_verdicts(first, second, word):
     tests = rule("run/a"), rule("run/b")
     found = {test.measure: between(*span) for test, span in zip(tests, (first, second), strict=True) if span}
@@ -96,7 +114,8 @@ def test_a_qualified_verdict_names_both_conditions_and_their_numbers():
     assert verdict.sentence == (
         "Qualified: it holds without batch norm (2.50 [2.00, 3.00] s (n=5); needed: at least 1); "
         "it does not hold with batch norm (-2.50 [-3.00, -2.00] s (n=5); needed: at least 1); "
-        "it is not yet tested ever.")
+        "it is not yet tested ever."
+    )
     assert verdict.outcomes == {"run/a": "fails", "run/b": "holds", "run/c": "not tested"}
 
 
@@ -129,7 +148,7 @@ def test_claims_are_those_of_the_given_list():
     for line in Path(os.environ["BOOK_CLAIMS"]).read_text(encoding="utf-8").splitlines():
         if line.startswith("## "):
             section = line[3:]
-        elif (row := re.match(r"\| ([a-z0-9]+-[a-z0-9-]+) \|", line)):
+        elif row := re.match(r"\| ([a-z0-9]+-[a-z0-9-]+) \|", line):
             wanted.append((row[1], section))
     assert [(c.id, c.section) for c in claims.load().values()] == wanted
 
@@ -166,38 +185,56 @@ def test_claims_lie_beside_the_project(tmp_path):
         claims.load(tmp_path / "none.yml")
 
 
-GOOD = {"id": "an-id", "section": "S", "claim": "C.", "kind": "fact", "chapter": "residual",
-        "tests": [{"measure": "run/effect", "what": "w", "when": "for it", "direction": "less", "bound": 1,
-                   "unit": "", "confidence": 0.95}]}
+GOOD = {
+    "id": "an-id",
+    "section": "S",
+    "claim": "C.",
+    "kind": "fact",
+    "chapter": "residual",
+    "tests": [
+        {
+            "measure": "run/effect",
+            "what": "w",
+            "when": "for it",
+            "direction": "less",
+            "bound": 1,
+            "unit": "",
+            "confidence": 0.95,
+        }
+    ],
+}
 
 
 def changed(**changes):
     return [GOOD | {"tests": [GOOD["tests"][0] | changes]}]
 
 
-@pytest.mark.parametrize(("entries", "message"), [
-    ([GOOD, GOOD], "claim an-id: the id stands twice"),
-    ([GOOD | {"id": 5}], "id is 5"),
-    ([GOOD | {"claim": ""}], "claim is ''"),
-    ([GOOD | {"verdict": "supported"}], "claim an-id: unknown key verdict"),
-    ([{k: v for k, v in GOOD.items() if k != "kind"}], "missing key kind"),
-    ([GOOD | {"kind": "opinion"}], "kind is 'opinion'; allowed: definition, fact, effect"),
-    ([GOOD | {"tests": []}], "no tests"),
-    ([GOOD | {"tests": "run/effect"}], "it must be a list"),
-    ([GOOD | {"tests": GOOD["tests"] * 2}], "run/effect stands in two tests"),
-    (["an-id"], "claim 1: 'an-id' is no mapping"),
-    ({"an-id": GOOD}, "holds a dict; it must be a list"),
-    (changed(treshold=1), "unknown key treshold"),
-    (changed(direction="more"), "direction of run/effect is 'more'; allowed: greater, less, within, outside"),
-    (changed(bound="1"), "bound of run/effect is '1'"),
-    (changed(bound=True), "bound of run/effect is True"),
-    (changed(bound=float("nan")), "bound of run/effect is nan"),
-    (changed(direction="within", bound=0), "'within' needs one > 0"),
-    (changed(confidence=95), "confidence of run/effect is 95"),
-    (changed(measure="effect"), "measure is 'effect'; it must be experiment/estimate"),
-    (changed(when=" "), "when of run/effect is ' '"),
-    (changed(unit=None), "unit of run/effect is None"),
-])
+@pytest.mark.parametrize(
+    ("entries", "message"),
+    [
+        ([GOOD, GOOD], "claim an-id: the id stands twice"),
+        ([GOOD | {"id": 5}], "id is 5"),
+        ([GOOD | {"claim": ""}], "claim is ''"),
+        ([GOOD | {"verdict": "supported"}], "claim an-id: unknown key verdict"),
+        ([{k: v for k, v in GOOD.items() if k != "kind"}], "missing key kind"),
+        ([GOOD | {"kind": "opinion"}], "kind is 'opinion'; allowed: definition, fact, effect"),
+        ([GOOD | {"tests": []}], "no tests"),
+        ([GOOD | {"tests": "run/effect"}], "it must be a list"),
+        ([GOOD | {"tests": GOOD["tests"] * 2}], "run/effect stands in two tests"),
+        (["an-id"], "claim 1: 'an-id' is no mapping"),
+        ({"an-id": GOOD}, "holds a dict; it must be a list"),
+        (changed(treshold=1), "unknown key treshold"),
+        (changed(direction="more"), "direction of run/effect is 'more'; allowed: greater, less, within, outside"),
+        (changed(bound="1"), "bound of run/effect is '1'"),
+        (changed(bound=True), "bound of run/effect is True"),
+        (changed(bound=float("nan")), "bound of run/effect is nan"),
+        (changed(direction="within", bound=0), "'within' needs one > 0"),
+        (changed(confidence=95), "confidence of run/effect is 95"),
+        (changed(measure="effect"), "measure is 'effect'; it must be experiment/estimate"),
+        (changed(when=" "), "when of run/effect is ' '"),
+        (changed(unit=None), "unit of run/effect is None"),
+    ],
+)
 def test_a_malformed_file_is_refused_with_the_reason(tmp_path, entries, message):
     path = tmp_path / "claims.yml"
     path.write_text(yaml.safe_dump(entries))

@@ -294,11 +294,7 @@ def bad_trees():
     files = tree()
     two = {name: content for name, content in files.items() if not name.startswith("two")}
     deep = {f"train/{name}": content for name, content in files.items()}
-    yield (
-        "no class folders",
-        {"a.png": picture(0)},
-        "no class folders; pictures must lie as <class>/<picture>",
-    )
+    yield ("no class folders", {"a.png": picture(0)}, "no class folders; pictures must lie as <class>/<picture>")
     yield "empty class", {**files, "three/": b""}, "class folder three in .* has no pictures"
     yield "hidden files only", {**files, "three/.DS_Store": b"x"}, "class folder three in .* has no pictures"
     yield "one class", {"one/1.png": picture(1)}, "has only the class 'one'"
@@ -306,35 +302,15 @@ def bad_trees():
     for kind in ("PNG", "JPEG"):
         cut = picture(0, kind=kind, size=(90, 90))[:-100]
         yield f"cut {kind}", {**files, "two/03.x": cut}, "cannot use two/03.x in .*truncated"
-    yield (
-        "mixed",
-        {**files, "two/03.png": picture(0, "RGB")},
-        "mixed: .*/.*png is grey, two/03.png is colour; conv",
-    )
-    yield (
-        "alpha",
-        {**files, "two/03.png": picture(0, "RGBA")},
-        "two/03.png .* mode RGBA is not grey .* or RGB",
-    )
-    yield (
-        "bomb",
-        {**files, "two/03.png": picture(0, "1", size=(10000, 9000))},
-        "two/03.png .*decompression bomb",
-    )
+    yield ("mixed", {**files, "two/03.png": picture(0, "RGB")}, "mixed: .*/.*png is grey, two/03.png is colour; conv")
+    yield ("alpha", {**files, "two/03.png": picture(0, "RGBA")}, "two/03.png .* mode RGBA is not grey .* or RGB")
+    yield ("bomb", {**files, "two/03.png": picture(0, "1", size=(10000, 9000))}, "two/03.png .*decompression bomb")
     yield "deep", {**files, "one/more/1.png": picture(1)}, "folder one/more in .* is out of place"
     yield "train, val", {**deep, "val/one/1.png": picture(1)}, "folder train/one in .* is out of place"
     yield "val too", {**deep, "test/one/1.png": picture(1), "val/x/1.png": picture(1)}, "folder val.* is out"
     yield "test lacks", {**deep, **{f"test/{n}": c for n, c in two.items()}}, "test/ in .* has no class 'two'"
-    yield (
-        "train lacks",
-        {**deep, **tree(wrap="test/"), "test/x/1.png": picture(1)},
-        "train/ in .* no class 'x'",
-    )
-    yield (
-        "small class",
-        {**files, "three/1.png": picture(3)},
-        "class 'three' has too few pictures, 1, for one in the",
-    )
+    yield ("train lacks", {**deep, **tree(wrap="test/"), "test/x/1.png": picture(1)}, "train/ in .* no class 'x'")
+    yield ("small class", {**files, "three/1.png": picture(3)}, "class 'three' has too few pictures, 1, for one in the")
 
 
 @pytest.mark.parametrize(("files", "message"), [pytest.param(*case, id=name) for name, *case in bad_trees()])
@@ -419,10 +395,7 @@ def test_an_unknown_name_lists_the_known_ones_and_suggests(tmp_path):
         ({"val_fraction": 0}, "val_fraction=0 must lie between 0 and 1"),
         ({"val_fraction": 1.0}, "val_fraction=1.0 must lie between 0 and 1"),
         ({"val_fraction": float("nan")}, "val_fraction=nan must lie between 0 and 1"),
-        (
-            {"val_fraction": 0.001},
-            "too few pictures, .*, for one in the validation split at val_fraction=0.001",
-        ),
+        ({"val_fraction": 0.001}, "too few pictures, .*, for one in the validation split at val_fraction=0.001"),
         ({"train_size": -1}, "train_size=-1 must be 0 or more"),
         ({"train_size": 5000}, "train_size=5000 is more than the 1294 left"),
         ({"train_size": 5}, "train_size=5 leaves a class without a picture; it takes 1[0-9] or more"),

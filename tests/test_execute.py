@@ -17,9 +17,7 @@ def run(root, *arguments, profile="smoke"):
     """`python -m tools.execute` as a user calls it, from a folder that is not the book's."""
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "tools.execute", "--root", str(root), "--profile", profile, *arguments]
-    return subprocess.run(
-        command, cwd=root.parent, env=environment, capture_output=True, text=True, timeout=120
-    )
+    return subprocess.run(command, cwd=root.parent, env=environment, capture_output=True, text=True, timeout=120)
 
 
 def outputs(path):
@@ -60,8 +58,7 @@ def test_finished_chapters_are_kept_and_a_failing_one_leaves_its_traceback(book)
 
 def test_an_interrupt_kills_the_children_keeps_what_is_finished_and_leaves_nothing_half_written(book):
     root = book(
-        quick=["print(1)"],
-        slow=["import os, time", "open('pid', 'w').write(str(os.getpid()))", "time.sleep(60)"],
+        quick=["print(1)"], slow=["import os, time", "open('pid', 'w').write(str(os.getpid()))", "time.sleep(60)"]
     )
     command = [sys.executable, "-m", "tools.execute", "--root", str(root), "--jobs", "2"]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
@@ -123,9 +120,7 @@ def test_an_unknown_chapter_or_profile_is_refused_naming_those_there_are(book):
 def test_a_profile_sets_parameters_and_where_records_go(book):
     root = book(one=["1"])
     source = root / "chapters" / "one.ipynb"
-    write_notebook(
-        source, [cell('seeds: int = 3  # n\nrecords_to: str = ""  # folder', "parameters", "parameters")]
-    )
+    write_notebook(source, [cell('seeds: int = 3  # n\nrecords_to: str = ""  # folder', "parameters", "parameters")])
     (root / "profiles" / "full").mkdir(parents=True)
     (root / "profiles" / "full" / "one.yml").write_text("seeds: 5  # published\n")
     (job,) = execute.plan(root, [], "full", [])
@@ -134,9 +129,7 @@ def test_a_profile_sets_parameters_and_where_records_go(book):
     assert execute.plan(root, [], "full", [("records_to", "")])[0].parameters["records_to"] == ""
 
 
-def test_the_key_covers_code_library_claims_records_parameters_and_the_data_named_but_not_prose(
-    book, tmp_path
-):
+def test_the_key_covers_code_library_claims_records_parameters_and_the_data_named_but_not_prose(book, tmp_path):
     root = book(one=["print(1)"])
     data = tmp_path / "data"
     data.mkdir()
@@ -172,9 +165,7 @@ def test_what_a_chapter_records_itself_does_not_outdate_it_but_outdates_the_chap
     (root / "records" / "one").mkdir(parents=True)
 
     def keys():
-        jobs = [
-            execute.Job(root / "chapters" / f"{name}.ipynb", root / name, {}) for name in ("one", "ledger")
-        ]
+        jobs = [execute.Job(root / "chapters" / f"{name}.ipynb", root / name, {}) for name in ("one", "ledger")]
         return [execute.ingredients_of(job, root, "full")["records"] for job in jobs]
 
     one, ledger = keys()

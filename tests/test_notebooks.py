@@ -15,12 +15,7 @@ FIGURE = {"image": {"alt": "A line that rises"}}
 
 
 def write(path, cells, **metadata):
-    whole = {
-        "cells": cells,
-        "metadata": notebooks.NOTEBOOK_METADATA | metadata,
-        "nbformat": 4,
-        "nbformat_minor": 5,
-    }
+    whole = {"cells": cells, "metadata": notebooks.NOTEBOOK_METADATA | metadata, "nbformat": 4, "nbformat_minor": 5}
     path.write_text(notebooks.canonical(whole))
     return path
 
@@ -62,11 +57,7 @@ def test_a_clean_notebook_has_no_problems(tmp_path):
         (3, {"metadata": {"mystnb": {}}}, "can't see it"),
         (3, {"source": "fig, ax = plt.subplots()"}, "needs a caption"),
         (3, {"source": "x = 1\n" * 41, "metadata": {"tags": ["hide-input"]}}, "at most 40"),
-        (
-            3,
-            {"metadata": {"mystnb": FIGURE, "execution": {}}},
-            "metadata that is not the author's: execution",
-        ),
+        (3, {"metadata": {"mystnb": FIGURE, "execution": {}}}, "metadata that is not the author's: execution"),
         (4, {"execution_count": None}, "never compared"),
         (4, {"outputs": []}, "never compared"),
     ],
@@ -109,15 +100,8 @@ def test_every_copy_of_the_repository_address_is_the_one_in_the_configuration():
     address = notebooks.repository(ROOT)
     owner_and_name = address.removeprefix("https://github.com/")
     name = owner_and_name.split("/")[1]
-    link = re.compile(
-        r"(git\+https://github\.com|github\.com|colab\.research\.google\.com/github)/([\w-]+/[\w-]+)"
-    )
-    files = [
-        *ROOT.glob("*.md"),
-        *ROOT.glob("*.toml"),
-        *ROOT.glob("chapters/*.ipynb"),
-        *ROOT.glob("resnet_lib/*.py"),
-    ]
+    link = re.compile(r"(git\+https://github\.com|github\.com|colab\.research\.google\.com/github)/([\w-]+/[\w-]+)")
+    files = [*ROOT.glob("*.md"), *ROOT.glob("*.toml"), *ROOT.glob("chapters/*.ipynb"), *ROOT.glob("resnet_lib/*.py")]
     copies = {
         (path.name, copy)
         for path in files

@@ -14,8 +14,7 @@ def cells(text):
 def test_a_table_has_a_line_per_row_and_a_cell_per_column():
     rows = [{"net": "plain", "error": 0.125}, {"net": "residual", "error": None}, {"net": "other"}]
     text = str(page.table(rows, {"net": "network", "error": ("error", ".1%")}))
-    assert cells(text) == [
-        ["network", "error"], ["---", "---"], ["plain", "12.5%"], ["residual", "–"], ["other", "–"]]
+    assert cells(text) == [["network", "error"], ["---", "---"], ["plain", "12.5%"], ["residual", "–"], ["other", "–"]]
 
 
 def test_a_bar_in_a_cell_does_not_end_it():

@@ -25,8 +25,15 @@ def check(injected=""):
 
 
 def test_the_declared_values_come_back_in_order():
-    assert check() == {"seeds": 3, "rate": 0.5, "name": "digits", "resume": False, "depths": [8, 20], "rates": [0.1],
-                       "note": None}
+    assert check() == {
+        "seeds": 3,
+        "rate": 0.5,
+        "name": "digits",
+        "resume": False,
+        "depths": [8, 20],
+        "rates": [0.1],
+        "note": None,
+    }
     assert list(check("rate = 1.5")) == list(check())
     assert check("rate = 1.5")["rate"] == 1.5
 
@@ -35,21 +42,24 @@ def test_whole_numbers_are_fine_where_floats_are_declared():
     assert check("rate = 1; rates = [1, 0.5]")["rates"] == [1, 0.5]
 
 
-@pytest.mark.parametrize(("injected", "message"), [
-    ("sedes = 5", "unknown parameter 'sedes'; this chapter declares seeds: int, rate: float, name: str"),
-    ("epochs = {}", "unknown parameter 'epochs'"),
-    ("seeds = 2.0", "parameter seeds=2.0 must be of type int, not float"),
-    ("seeds = '5'", "parameter seeds='5' must be of type int, not str"),
-    ("seeds = True", "parameter seeds=True must be of type int, not bool"),
-    ("seeds = None", "parameter seeds=None must be of type int, not NoneType"),
-    ("rate = True", "parameter rate=True must be of type float, not bool"),
-    ("name = 1", "parameter name=1 must be of type str, not int"),
-    ("resume = 1", "parameter resume=1 must be of type bool, not int"),
-    ("depths = 8", r"parameter depths=8 must be of type list\[int\], not int"),
-    ("depths = [8, 2.5]", "parameter depths=2.5 must be of type int, not float; this chapter declares"),
-    ("depths = [True]", "parameter depths=True must be of type int, not bool"),
-    ("rates = ['a']", "parameter rates='a' must be of type float, not str"),
-])
+@pytest.mark.parametrize(
+    ("injected", "message"),
+    [
+        ("sedes = 5", "unknown parameter 'sedes'; this chapter declares seeds: int, rate: float, name: str"),
+        ("epochs = {}", "unknown parameter 'epochs'"),
+        ("seeds = 2.0", "parameter seeds=2.0 must be of type int, not float"),
+        ("seeds = '5'", "parameter seeds='5' must be of type int, not str"),
+        ("seeds = True", "parameter seeds=True must be of type int, not bool"),
+        ("seeds = None", "parameter seeds=None must be of type int, not NoneType"),
+        ("rate = True", "parameter rate=True must be of type float, not bool"),
+        ("name = 1", "parameter name=1 must be of type str, not int"),
+        ("resume = 1", "parameter resume=1 must be of type bool, not int"),
+        ("depths = 8", r"parameter depths=8 must be of type list\[int\], not int"),
+        ("depths = [8, 2.5]", "parameter depths=2.5 must be of type int, not float; this chapter declares"),
+        ("depths = [True]", "parameter depths=True must be of type int, not bool"),
+        ("rates = ['a']", "parameter rates='a' must be of type float, not str"),
+    ],
+)
 def test_what_is_not_declared_or_of_another_type_is_named(injected, message):
     with pytest.raises(ValueError, match=message):
         check(injected)

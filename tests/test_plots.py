@@ -14,7 +14,9 @@ from resnet_lib.stats import interval  # noqa: E402
 
 ROWS = [
     {"kind": kind, "depth": depth, "seed": seed, "error": depth / 100 + seed / 10 + (kind == "plain")}
-    for kind in ("plain", "residual") for depth in (20, 8) for seed in range(3)
+    for kind in ("plain", "residual")
+    for depth in (20, 8)
+    for seed in range(3)
 ]
 
 

@@ -17,10 +17,13 @@ def test_a_gpu_asked_for_where_there_is_none_is_an_error():
         precision.choose_device("cuda:99")
 
 
-@pytest.mark.parametrize(("name", "message"), [
-    ("gpu", "device='gpu' is not a device; use 'auto', 'cpu', 'cuda'"),
-    ("meta", "device='meta': only 'cpu', 'cuda' and 'mps'"),
-])
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("gpu", "device='gpu' is not a device; use 'auto', 'cpu', 'cuda'"),
+        ("meta", "device='meta': only 'cpu', 'cuda' and 'mps'"),
+    ],
+)
 def test_a_name_that_is_no_device_here_is_named(name, message):
     with pytest.raises(ValueError, match=message):
         precision.choose_device(name)
@@ -42,8 +45,9 @@ def test_auto_takes_bf16_only_where_the_cpu_has_instructions_for_it(monkeypatch)
         precision.choose_precision("fp8", CPU)
 
 
-@pytest.mark.parametrize(("name", "dtype"), [
-    ("fp32", torch.float32), ("bf16", torch.bfloat16), ("fp16", torch.float16)])
+@pytest.mark.parametrize(
+    ("name", "dtype"), [("fp32", torch.float32), ("bf16", torch.bfloat16), ("fp16", torch.float16)]
+)
 def test_autocast_computes_products_in_its_format(name, dtype):
     layer, images = torch.nn.Conv2d(1, 2, 3), torch.ones(1, 1, 4, 4)
     with precision.autocast(name, CPU):

@@ -28,7 +28,7 @@ RECORD = records.Record(
     config={"depths": [8, 20], "rate": 0.1},
     data={"name": "digits", "fingerprint": "abc"},
     seeds=[0, 1],
-    rows=[{"seed": 0, "error": 0.25}, {"seed": 1, "error": 0.5, "note": "é|\"\n"}],
+    rows=[{"seed": 0, "error": 0.25}, {"seed": 1, "error": 0.5, "note": 'é|"\n'}],
     estimates={"gain": stats.interval([1.0, 2.0]).as_dict()},
     code=records.code_of(study),
     environment=records.environment({"device": "cpu"}),
@@ -140,19 +140,33 @@ def hashes(source):
 BASE = '"""Doc."""\ndef f(x, *rest, k=None):\n    """Doc."""\n    return [x, None, ...], f"{x:>3}{k!r}", 1.0\n'
 
 
-@pytest.mark.parametrize("same", [
-    BASE + "# a comment\n",
-    BASE.replace("Doc.", "Another text."),
-    BASE.replace('    """Doc."""\n', ""),
-    BASE.replace("    return [x, None, ...], ", "    return [\n        x,\n        None, ...\n    ], "),
-])
+@pytest.mark.parametrize(
+    "same",
+    [
+        BASE + "# a comment\n",
+        BASE.replace("Doc.", "Another text."),
+        BASE.replace('    """Doc."""\n', ""),
+        BASE.replace("    return [x, None, ...], ", "    return [\n        x,\n        None, ...\n    ], "),
+    ],
+)
 def test_comments_docstrings_and_layout_do_not_count(same):
     assert hashes(same) == hashes(BASE)
 
 
-@pytest.mark.parametrize(("old", "new"), [
-    ("1.0", "1"), ("1.0", "2.0"), ("None, ...", "..."), ("k=None", "k=0"), ("k!r", "k"), (">3", ">4"),
-    ("*rest", "*all"), ("[x, None, ...]", "(x, None, ...)"), ("return", "yield")])
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("1.0", "1"),
+        ("1.0", "2.0"),
+        ("None, ...", "..."),
+        ("k=None", "k=0"),
+        ("k!r", "k"),
+        (">3", ">4"),
+        ("*rest", "*all"),
+        ("[x, None, ...]", "(x, None, ...)"),
+        ("return", "yield"),
+    ],
+)
 def test_everything_else_counts(old, new):
     assert old in BASE and hashes(BASE.replace(old, new)) != hashes(BASE)
 
@@ -170,12 +184,21 @@ def test_the_hash_is_the_same_on_every_python():
 
 def test_a_notebooks_functions_hash_as_the_kernels_do(tmp_path):
     source = Path(__file__).read_text()
-    wanted = "".join(ast.get_source_segment(source, node) + "\n\n\n"
-                     for node in ast.parse(source).body if getattr(node, "name", "") in ("study", "helper"))
+    wanted = "".join(
+        ast.get_source_segment(source, node) + "\n\n\n"
+        for node in ast.parse(source).body
+        if getattr(node, "name", "") in ("study", "helper")
+    )
     decorated = "import functools\n\n@functools.cache\ndef kept(x):\n    return x\n"
-    path = write_notebook(tmp_path / "a.ipynb", [
-        cell("def text(): words", "m", kind="markdown"), cell("x = 1", "x"),
-        cell(f"# what is measured\n{wanted}y = 2", "y"), cell(decorated, "z")])
+    path = write_notebook(
+        tmp_path / "a.ipynb",
+        [
+            cell("def text(): words", "m", kind="markdown"),
+            cell("x = 1", "x"),
+            cell(f"# what is measured\n{wanted}y = 2", "y"),
+            cell(decorated, "z"),
+        ],
+    )
     found = records.notebook_functions(path)
     assert set(found) == {"study", "helper", "kept"}
     assert {name: found[name] for name in ("study", "helper")} == records.code_of(study)["experiment"]

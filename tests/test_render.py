@@ -45,9 +45,7 @@ def no_npm(monkeypatch):
 
 def test_prose_is_shown_as_it_stands_with_the_outputs_of_the_execution(page):
     root = page("# New words\n")
-    shown = render.with_outputs(
-        root / "chapters" / "one.ipynb", root / "_build" / "executed" / "smoke" / "one.ipynb"
-    )
+    shown = render.with_outputs(root / "chapters" / "one.ipynb", root / "_build" / "executed" / "smoke" / "one.ipynb")
     assert [one["source"] for one in shown["cells"]] == [
         "# New words\n",
         "x: int = 1  # n",
@@ -100,9 +98,7 @@ def anchors(path: Path) -> set[str]:
 def pages():
     if not HTML.is_dir():
         pytest.fail("there are no pages: make book")
-    return sorted(
-        path for path in HTML.rglob("*.html") if "_static" not in path.parts and "mathjax" not in path.parts
-    )
+    return sorted(path for path in HTML.rglob("*.html") if "_static" not in path.parts and "mathjax" not in path.parts)
 
 
 @pytest.mark.book
@@ -123,9 +119,7 @@ def test_every_internal_link_and_anchor_leads_somewhere(pages):
                 target = (page.parent / unquote(address.path)).resolve() if address.path else page
                 target = target / "index.html" if target.is_dir() else target
                 known = target.is_file() and (
-                    not address.fragment
-                    or target.suffix != ".html"
-                    or unquote(address.fragment) in anchors(target)
+                    not address.fragment or target.suffix != ".html" or unquote(address.fragment) in anchors(target)
                 )
                 if not known:
                     dead.append(f"{page.relative_to(HTML)}: {tag.get(key)}")

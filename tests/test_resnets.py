@@ -45,8 +45,10 @@ def test_torchvisions_weights_load_and_give_the_same_logits(name):
     assert (expected - found).abs().max() <= 1e-5
 
 
-@pytest.mark.parametrize(("depth", "millions", "digits"), [
-    (20, 0.27, 2), (32, 0.46, 2), (44, 0.66, 2), (56, 0.85, 2), (110, 1.7, 1), (1202, 19.4, 1)])
+@pytest.mark.parametrize(
+    ("depth", "millions", "digits"),
+    [(20, 0.27, 2), (32, 0.46, 2), (44, 0.66, 2), (56, 0.85, 2), (110, 1.7, 1), (1202, 19.4, 1)],
+)
 def test_cifar_networks_have_the_published_sizes(depth, millions, digits):
     with torch.device("meta"):
         model = resnet_cifar(depth)
@@ -122,36 +124,42 @@ def test_units_come_from_first_to_last():
     assert widths == [16] * 3 + [32] * 3 + [64] * 3
 
 
-@pytest.mark.parametrize(("depth", "block", "message"), [
-    (21, "basic", r"depth=21 fits no CIFAR ResNet of 'basic' units: it must be 6n \+ 2 .*nearest: 20 or 26"),
-    (18, "basic", "nearest: 14 or 20"),
-    (2, "basic", "nearest: 8$"),
-    (-4, "basic", "nearest: 8$"),
-    (21, "bottleneck", r"must be 9n \+ 2 .*nearest: 20 or 29"),
-    (20, "fancy", "block='fancy' is not one of 'basic', 'bottleneck'"),
-])
+@pytest.mark.parametrize(
+    ("depth", "block", "message"),
+    [
+        (21, "basic", r"depth=21 fits no CIFAR ResNet of 'basic' units: it must be 6n \+ 2 .*nearest: 20 or 26"),
+        (18, "basic", "nearest: 14 or 20"),
+        (2, "basic", "nearest: 8$"),
+        (-4, "basic", "nearest: 8$"),
+        (21, "bottleneck", r"must be 9n \+ 2 .*nearest: 20 or 29"),
+        (20, "fancy", "block='fancy' is not one of 'basic', 'bottleneck'"),
+    ],
+)
 def test_a_depth_that_fits_no_resnet_is_refused(depth, block, message):
     with pytest.raises(ValueError, match=message):
         resnet_cifar(depth, block=block)
 
 
-@pytest.mark.parametrize(("changes", "message"), [
-    ({"stem": "mnist"}, "stem='mnist' is not one of 'imagenet', 'cifar'"),
-    ({"block": "dense"}, "block='dense' is not one of 'basic'"),
-    ({"shortcut": "D"}, "shortcut='D' is not one of 'A', 'B', 'C'"),
-    ({"norm": "layer"}, "norm='layer' is not one of 'batch', 'none'"),
-    ({"init": "xavier"}, "init='xavier' is not one of 'he', 'pytorch'"),
-    ({"blocks": (1,)}, r"blocks=\(1,\) and widths=\(4, 8\) must name the same stages"),
-    ({"blocks": (), "widths": ()}, "at least one"),
-    ({"blocks": (1, 0)}, r"blocks\[1\]=0 must be a whole number of at least 1"),
-    ({"widths": (4, 8.0)}, r"widths\[1\]=8.0 must be a whole number"),
-    ({"num_classes": 0}, "num_classes=0 must be"),
-    ({"in_channels": -1}, "in_channels=-1 must be"),
-    ({"width_per_group": 0}, "width_per_group=0 must be"),
-    ({"zero_init_last_norm": True, "norm": "none"}, "zero_init_last_norm=True needs norm='batch'"),
-    ({"zero_init_last_norm": True, "residual": False}, "zero_init_last_norm=True needs residual=True"),
-    ({"zero_init_last_norm": True, "block": "preactivation"}, "does not fit block='preactivation'"),
-])
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"stem": "mnist"}, "stem='mnist' is not one of 'imagenet', 'cifar'"),
+        ({"block": "dense"}, "block='dense' is not one of 'basic'"),
+        ({"shortcut": "D"}, "shortcut='D' is not one of 'A', 'B', 'C'"),
+        ({"norm": "layer"}, "norm='layer' is not one of 'batch', 'none'"),
+        ({"init": "xavier"}, "init='xavier' is not one of 'he', 'pytorch'"),
+        ({"blocks": (1,)}, r"blocks=\(1,\) and widths=\(4, 8\) must name the same stages"),
+        ({"blocks": (), "widths": ()}, "at least one"),
+        ({"blocks": (1, 0)}, r"blocks\[1\]=0 must be a whole number of at least 1"),
+        ({"widths": (4, 8.0)}, r"widths\[1\]=8.0 must be a whole number"),
+        ({"num_classes": 0}, "num_classes=0 must be"),
+        ({"in_channels": -1}, "in_channels=-1 must be"),
+        ({"width_per_group": 0}, "width_per_group=0 must be"),
+        ({"zero_init_last_norm": True, "norm": "none"}, "zero_init_last_norm=True needs norm='batch'"),
+        ({"zero_init_last_norm": True, "residual": False}, "zero_init_last_norm=True needs residual=True"),
+        ({"zero_init_last_norm": True, "block": "preactivation"}, "does not fit block='preactivation'"),
+    ],
+)
 def test_a_config_that_is_nonsense_is_refused(changes, message):
     with pytest.raises(ValueError, match=message):
         replace(TINY, **changes)

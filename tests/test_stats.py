@@ -5,16 +5,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from resnet_lib.stats import (
-    Estimate,
-    equivalent,
-    exact,
-    interval,
-    paired,
-    paired_rows,
-    seeds_needed,
-    summarise,
-)
+from resnet_lib.stats import Estimate, equivalent, exact, interval, paired, paired_rows, seeds_needed, summarise
 
 A = [0.91, 0.93, 0.90, 0.95, 0.92]
 B = [0.90, 0.90, 0.89, 0.93, 0.92]
@@ -72,8 +63,12 @@ def test_paired_rows_pairs_by_seed_and_not_by_position():
 
 
 def test_paired_rows_names_the_missing_and_the_doubled_partner():
-    rows = [{"net": net, "seed": seed, "depth": depth, "error": seed + depth}
-            for net in "ab" for seed in range(3) for depth in (8, 20)]
+    rows = [
+        {"net": net, "seed": seed, "depth": depth, "error": seed + depth}
+        for net in "ab"
+        for seed in range(3)
+        for depth in (8, 20)
+    ]
     assert paired_rows(rows, "error", "net", "a", "b", pair=("seed", "depth")).n == 6
     with pytest.raises(ValueError, match="two rows with net='a' and seed=0"):
         paired_rows(rows, "error", "net", "a", "b")
@@ -109,10 +104,17 @@ def test_no_spread_is_equivalent_only_inside_the_margin():
     assert not equivalent([0.02, 0.02], margin=0.01)["equivalent"]
 
 
-@pytest.mark.parametrize(("effect", "paired_arms", "known"), [
-    (1.0, False, 17), (0.5, False, 64), (0.8, False, 26), (0.2, False, 394),  # Cohen 1988, table 2.4.1
-    (1.0, True, 10), (0.5, True, 34),
-])
+@pytest.mark.parametrize(
+    ("effect", "paired_arms", "known"),
+    [
+        (1.0, False, 17),
+        (0.5, False, 64),
+        (0.8, False, 26),
+        (0.2, False, 394),  # Cohen 1988, table 2.4.1
+        (1.0, True, 10),
+        (0.5, True, 34),
+    ],
+)
 def test_seeds_needed_reproduces_known_tables(effect, paired_arms, known):
     assert seeds_needed(1.0, effect, paired=paired_arms) == known
     assert seeds_needed(0.003, -0.003 * effect, paired=paired_arms) == known
@@ -154,21 +156,24 @@ def test_estimate_reads_well():
     assert str(Estimate(12345.6, 11345.6, 13345.6, 3, 0.95, 9.0, "t")) == "12346 [11346, 13346] (n=3)"
 
 
-@pytest.mark.parametrize(("call", "message"), [
-    (lambda: interval([0.5]), "at least 2 values, got 1: run more seeds"),
-    (lambda: interval([]), "at least 2 values, got 0"),
-    (lambda: interval([1, float("nan")]), "value nan at position 1"),
-    (lambda: exact(float("inf")), "value inf at position 0"),
-    (lambda: interval([[1, 2], [3, 4]]), r"shape \(2, 2\)"),
-    (lambda: interval([1, 2], confidence=95), "confidence is 95; it must be between 0 and 1"),
-    (lambda: interval([1, 2], method="z"), "method is 'z'; allowed: 't', 'bootstrap'"),
-    (lambda: paired([1, 2, 3], [1, 2]), "3 values against 2"),
-    (lambda: equivalent([1, 2], margin=0), "margin is 0"),
-    (lambda: equivalent([1, 2], margin=1, confidence=0.4), "confidence is 0.4"),
-    (lambda: seeds_needed(1, 0), "effect is 0"),
-    (lambda: seeds_needed(-1, 1), "sd is -1"),
-    (lambda: seeds_needed(1, 1, power=1), "power is 1"),
-])
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: interval([0.5]), "at least 2 values, got 1: run more seeds"),
+        (lambda: interval([]), "at least 2 values, got 0"),
+        (lambda: interval([1, float("nan")]), "value nan at position 1"),
+        (lambda: exact(float("inf")), "value inf at position 0"),
+        (lambda: interval([[1, 2], [3, 4]]), r"shape \(2, 2\)"),
+        (lambda: interval([1, 2], confidence=95), "confidence is 95; it must be between 0 and 1"),
+        (lambda: interval([1, 2], method="z"), "method is 'z'; allowed: 't', 'bootstrap'"),
+        (lambda: paired([1, 2, 3], [1, 2]), "3 values against 2"),
+        (lambda: equivalent([1, 2], margin=0), "margin is 0"),
+        (lambda: equivalent([1, 2], margin=1, confidence=0.4), "confidence is 0.4"),
+        (lambda: seeds_needed(1, 0), "effect is 0"),
+        (lambda: seeds_needed(-1, 1), "sd is -1"),
+        (lambda: seeds_needed(1, 1, power=1), "power is 1"),
+    ],
+)
 def test_bad_input_is_named(call, message):
     with pytest.raises(ValueError, match=message):
         call()

@@ -55,7 +55,8 @@ def test_conditions_are_every_combination_last_axis_fastest():
 def test_rows_carry_their_condition_and_time():
     rows = run(measured, RUNS)
     assert [(r["depth"], r["seed"], r["epoch"]) for r in rows] == [
-        (d, s, e) for d in (8, 20) for s in (0, 1) for e in (1, 2)]
+        (d, s, e) for d in (8, 20) for s in (0, 1) for e in (1, 2)
+    ]
     assert all(r["run_s"] >= 0 and r["error"] == r["depth"] / 100 + r["seed"] for r in rows)
     assert CALLS == [(8, 0), (8, 1), (20, 0), (20, 1)]
 
@@ -92,22 +93,25 @@ def test_resume_needs_a_recipe():
         run(measured, RUNS, resume=True)
 
 
-SOURCE = '''
+SOURCE = """
 def factor():
     return 2
 
 def study(seed):
     CALLS.append(seed)
     return [{"value": factor() * seed}]
-'''
+"""
 
 
-@pytest.mark.parametrize(("old", "new", "runs_again"), [
-    ("factor() * seed", "factor() + seed", True),
-    ("return 2", "return 3", True),  # in a helper that the function calls
-    ("return 2", "return 2  # two", False),
-    ("def study(seed):", 'def study(seed):\n    """Doubled."""', False),
-])
+@pytest.mark.parametrize(
+    ("old", "new", "runs_again"),
+    [
+        ("factor() * seed", "factor() + seed", True),
+        ("return 2", "return 3", True),  # in a helper that the function calls
+        ("return 2", "return 2  # two", False),
+        ("def study(seed):", 'def study(seed):\n    """Doubled."""', False),
+    ],
+)
 def test_a_changed_function_runs_again_and_a_changed_comment_does_not(old, new, runs_again):
     before, after = changed(SOURCE), changed(SOURCE.replace(old, new))
     run(before["study"], [{"seed": 5}], recipe={}, resume=True)

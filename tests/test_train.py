@@ -340,7 +340,10 @@ def test_a_loss_that_is_no_number_stops_with_step_rate_and_advice(digits, value)
 def test_a_divergence_can_be_recorded_and_ends_only_its_seed(digits):
     rows = fit(digits, task=explode(4), seeds=2, on_divergence="record").rows
     assert [(row["seed"], row["epoch"], row["diverged"]) for row in rows] == [
-        (0, 1, False), (0, 2, True), (1, 1, True)]  # the task counts the steps of both seeds
+        (0, 1, False),
+        (0, 2, True),
+        (1, 1, True),
+    ]  # the task counts the steps of both seeds
     assert rows[1]["step"] == 4 and rows[1]["time_s"] > 0
 
 
@@ -431,24 +434,27 @@ def test_a_single_network_is_trained_in_place_on_one_seed_only(digits):
         fit(digits, make=model, seeds=3)
 
 
-@pytest.mark.parametrize(("call", "message"), [
-    (lambda d: fit(d, seeds=0), "seeds=0: at least one seed is needed"),
-    (lambda d: fit(d, seeds=[]), r"seeds=\[\]: at least one seed is needed"),
-    (lambda d: fit(d, on_divergence="ignore"), "on_divergence='ignore' is not one of 'raise', 'record'"),
-    (lambda d: fit(d, replace(CONFIG, batch_size=201)), "batch_size=201 is larger than the 200 training images"),
-    (lambda d: replace(CONFIG, optimizer="adam"), "optimizer='adam' is not one of 'sgd', 'adamw'"),
-    (lambda d: replace(CONFIG, schedule="linear"), "schedule='linear' is not one of 'one_cycle'"),
-    (lambda d: replace(CONFIG, augment="mixup"), "augment='mixup' is not one of 'none', 'crop'"),
-    (lambda d: replace(CONFIG, precision="fp8"), "precision='fp8' is not one of 'auto'"),
-    (lambda d: replace(CONFIG, epochs=0), "epochs=0 must be a whole number of at least 1"),
-    (lambda d: replace(CONFIG, batch_size=1.5), "batch_size=1.5 must be a whole number"),
-    (lambda d: replace(CONFIG, label_smoothing=1), "label_smoothing=1 must be at least 0 and below 1"),
-    (lambda d: replace(CONFIG, weight_decay=-1e-4), "weight_decay=-0.0001 must be at least 0"),
-    (lambda d: replace(CONFIG, clip_norm=math.nan), "clip_norm=nan must be at least 0 and finite"),
-    (lambda d: replace(CONFIG, learning_rate=0), "learning_rate=0 must be positive and finite"),
-    (lambda d: replace(CONFIG, learning_rate=math.nan), "learning_rate=nan must be positive"),
-    (lambda d: fit(d, replace(CONFIG, device="tpu")), "device='tpu'"),
-])
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda d: fit(d, seeds=0), "seeds=0: at least one seed is needed"),
+        (lambda d: fit(d, seeds=[]), r"seeds=\[\]: at least one seed is needed"),
+        (lambda d: fit(d, on_divergence="ignore"), "on_divergence='ignore' is not one of 'raise', 'record'"),
+        (lambda d: fit(d, replace(CONFIG, batch_size=201)), "batch_size=201 is larger than the 200 training images"),
+        (lambda d: replace(CONFIG, optimizer="adam"), "optimizer='adam' is not one of 'sgd', 'adamw'"),
+        (lambda d: replace(CONFIG, schedule="linear"), "schedule='linear' is not one of 'one_cycle'"),
+        (lambda d: replace(CONFIG, augment="mixup"), "augment='mixup' is not one of 'none', 'crop'"),
+        (lambda d: replace(CONFIG, precision="fp8"), "precision='fp8' is not one of 'auto'"),
+        (lambda d: replace(CONFIG, epochs=0), "epochs=0 must be a whole number of at least 1"),
+        (lambda d: replace(CONFIG, batch_size=1.5), "batch_size=1.5 must be a whole number"),
+        (lambda d: replace(CONFIG, label_smoothing=1), "label_smoothing=1 must be at least 0 and below 1"),
+        (lambda d: replace(CONFIG, weight_decay=-1e-4), "weight_decay=-0.0001 must be at least 0"),
+        (lambda d: replace(CONFIG, clip_norm=math.nan), "clip_norm=nan must be at least 0 and finite"),
+        (lambda d: replace(CONFIG, learning_rate=0), "learning_rate=0 must be positive and finite"),
+        (lambda d: replace(CONFIG, learning_rate=math.nan), "learning_rate=nan must be positive"),
+        (lambda d: fit(d, replace(CONFIG, device="tpu")), "device='tpu'"),
+    ],
+)
 def test_bad_input_is_named(digits, call, message):
     with pytest.raises(ValueError, match=message):
         call(digits)

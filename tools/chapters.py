@@ -40,9 +40,7 @@ def toc_pages(root: Path = ROOT) -> list[Path]:
             if path.is_file()
         ]
         if not found:
-            raise FileNotFoundError(
-                f"_toc.yml names {entry!r}, but there is no {entry}.ipynb and no {entry}.md"
-            )
+            raise FileNotFoundError(f"_toc.yml names {entry!r}, but there is no {entry}.ipynb and no {entry}.md")
         pages.append(found[0])
     return pages
 
@@ -95,12 +93,7 @@ def check(values: dict, parameters: dict[str, Parameter], chapter: str) -> None:
 
     problems = [f"it has no parameter {name!r}" for name in values if name not in parameters]
     problems += filter(
-        None,
-        (
-            type_problem(name, values[name], p.kind)
-            for name, p in parameters.items()
-            if name in values and p.kind
-        ),
+        None, (type_problem(name, values[name], p.kind) for name, p in parameters.items() if name in values and p.kind)
     )
     if problems:
         listing = ", ".join(f"{p.name} ({p.kind or 'any'})" for p in parameters.values()) or "none"
@@ -128,9 +121,7 @@ def scalar(text: str, strict: bool = False) -> object:
         return int(text)
     if re.fullmatch(r"[-+]?(\d[\d_]*\.?\d*|\.\d+)([eE][-+]?\d+)?", text):
         if strict and not re.fullmatch(r"[-+]?\d[\d_]*\.\d*([eE][-+]\d+)?", text):
-            raise ValueError(
-                f"{text!r} is not a number to every YAML reader: write it like 0.5, 12 or 1.0e-3"
-            )
+            raise ValueError(f"{text!r} is not a number to every YAML reader: write it like 0.5, 12 or 1.0e-3")
         return float(text)
     if strict and text.lower() in ("yes", "no", "on", "off"):
         raise ValueError(f'{text!r} means different things to YAML readers: write true, false or "{text}"')
@@ -149,9 +140,7 @@ def read_profile(path: Path) -> dict:
             continue
         match = re.fullmatch(r"(\w+):(?:\s+(.*))?", text)
         if not match or match[1] in values:
-            raise ValueError(
-                f"{path}, line {number}: expected one `name: value` a line, each name once; got {line!r}"
-            )
+            raise ValueError(f"{path}, line {number}: expected one `name: value` a line, each name once; got {line!r}")
         try:
             values[match[1]] = scalar(match[2] or "", strict=True)
         except ValueError as error:
@@ -162,6 +151,5 @@ def read_profile(path: Path) -> dict:
 def parse_settings(pairs: list[tuple[str, str]], parameters: dict[str, Parameter]) -> dict:
     """Values given on a command line; what is declared a string is taken as it stands."""
     return {
-        name: text if name in parameters and parameters[name].kind == "str" else scalar(text)
-        for name, text in pairs
+        name: text if name in parameters and parameters[name].kind == "str" else scalar(text) for name, text in pairs
     }

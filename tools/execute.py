@@ -80,9 +80,7 @@ def plan(
     known = {path.stem: path for path in toc_chapters(root)}
     names = [Path(name).stem for name in names] or list(known)
     if unknown := [name for name in names if name not in known]:
-        raise ValueError(
-            f"no chapter {', '.join(map(repr, unknown))} in _toc.yml; it has: {', '.join(known)}"
-        )
+        raise ValueError(f"no chapter {', '.join(map(repr, unknown))} in _toc.yml; it has: {', '.join(known)}")
     profiles = ["smoke", *sorted(path.name for path in (root / "profiles").glob("*/"))]
     if profile not in profiles:
         raise ValueError(f"no profile {profile!r}; there are: {', '.join(profiles)}")
@@ -146,9 +144,7 @@ def ingredients_of(job: Job, root: Path, profile: str) -> dict[str, str]:
     everything = set((root / "records").glob("**/*.json"))
     if "records_to" in declared(notebook):
         own = set((root / "records" / job.chapter).glob("*.json"))
-        everything = {
-            path for path in own if profile == "smoke" or not path.name.endswith(f".{profile}.json")
-        }
+        everything = {path for path in own if profile == "smoke" or not path.name.endswith(f".{profile}.json")}
     return {
         "code": digest([cell["source"] for cell in code_cells(notebook)]),
         "parameters": digest(job.parameters),
@@ -182,10 +178,7 @@ def kernel_environment(root: Path, threads: int | None = None) -> dict[str, str]
     config = build / "ipython" / "profile_default" / "ipython_kernel_config.py"
     if not config.is_file():
         config.parent.mkdir(parents=True, exist_ok=True)
-        write_text(
-            config,
-            "c.IPKernelApp.log_level = 40  # ipykernel warns of TCP without encryption at every start\n",
-        )
+        write_text(config, "c.IPKernelApp.log_level = 40  # ipykernel warns of TCP without encryption at every start\n")
     environment = {
         **os.environ,
         "IPYTHONDIR": str(build / "ipython"),
@@ -243,12 +236,7 @@ class Runner:
                 if "end" in event:
                     end = event
                     continue
-                job.cell, job.number, job.total, cell_started = (
-                    event["cell"],
-                    event["number"],
-                    event["total"],
-                    now,
-                )
+                job.cell, job.number, job.total, cell_started = (event["cell"], event["number"], event["total"], now)
                 self.log(job)
             child.wait()
             job.seconds = time.perf_counter() - job.started
@@ -316,19 +304,13 @@ class Display:
         for job in self.jobs:
             if job.status == "running":
                 seconds = time.perf_counter() - job.started
-                table.add_row(
-                    job.chapter, f"cell {job.number}/{job.total or '?'}", job.cell, f"{seconds:.0f} s"
-                )
+                table.add_row(job.chapter, f"cell {job.number}/{job.total or '?'}", job.cell, f"{seconds:.0f} s")
         return table
 
     def log(self, job: Job) -> None:
         if self.console.is_terminal and job.status == "running":
             return
-        words = (
-            f"cell {job.number}/{job.total} {job.cell}"
-            if job.status == "running" and job.cell
-            else job.status
-        )
+        words = f"cell {job.number}/{job.total} {job.cell}" if job.status == "running" and job.cell else job.status
         if job.status == "running" and not job.cell:
             words = f"starts ({', '.join(changes(job))})"
         with self.lock:
@@ -355,19 +337,13 @@ def summary(jobs: list[Job], profile: str, seconds: float) -> None:
     for name, side in (("chapter", "left"), ("status", "left"), ("time", "right"), ("slowest cell", "left")):
         table.add_column(name, justify=side)
     for job in jobs:
-        table.add_row(
-            job.chapter, job.status, f"{job.seconds:.1f} s" if job.seconds else "", Text(job.slowest)
-        )
+        table.add_row(job.chapter, job.status, f"{job.seconds:.1f} s" if job.seconds else "", Text(job.slowest))
     console.print(table)
     for job in jobs:
         if job.detail:
-            console.print(
-                f"{job.chapter} {job.status}: {job.detail}", markup=False, highlight=False, soft_wrap=True
-            )
+            console.print(f"{job.chapter} {job.status}: {job.detail}", markup=False, highlight=False, soft_wrap=True)
             if job.failed.exists():
-                console.print(
-                    f"  what it had done: {job.failed}", markup=False, highlight=False, soft_wrap=True
-                )
+                console.print(f"  what it had done: {job.failed}", markup=False, highlight=False, soft_wrap=True)
 
 
 def execute(
@@ -409,10 +385,7 @@ def execute(
                         run_all(todo, workers, runner, environment)
     except KeyboardInterrupt:
         summary(jobs, profile, time.perf_counter() - start)
-        print(
-            "stopped; finished chapters are kept, and the same command goes on with the others",
-            file=sys.stderr,
-        )
+        print("stopped; finished chapters are kept, and the same command goes on with the others", file=sys.stderr)
         return 130
     summary(jobs, profile, time.perf_counter() - start)
     return int(any(job.status not in ("ran", "unchanged") for job in jobs))
@@ -451,13 +424,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--set", action="append", default=[], metavar="NAME=VALUE", help="a parameter, for every chapter"
     )
-    parser.add_argument(
-        "--timeout", type=int, default=3600, metavar="S", help="for one cell (default: %(default)s)"
-    )
+    parser.add_argument("--timeout", type=int, default=3600, metavar="S", help="for one cell (default: %(default)s)")
     parser.add_argument("--output", type=Path, metavar="DIR", help="default: _build/executed/<profile>")
-    parser.add_argument(
-        "--no-records", action="store_true", help="don't write to records/ (smoke never does)"
-    )
+    parser.add_argument("--no-records", action="store_true", help="don't write to records/ (smoke never does)")
     parser.add_argument("--root", type=Path, default=ROOT, help="the book's folder (default: this checkout)")
     options = parser.parse_args(arguments)
     settings = [tuple(text.split("=", 1)) for text in options.set]
@@ -471,9 +440,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    return execute(
-        jobs, root, options.profile, parallel=options.jobs, resume=options.resume, timeout_s=options.timeout
-    )
+    return execute(jobs, root, options.profile, parallel=options.jobs, resume=options.resume, timeout_s=options.timeout)
 
 
 if __name__ == "__main__":

@@ -24,9 +24,7 @@ MEASURED = re.compile(
     r"(?<![\w.{^_-])\d+(?:\.\d+)?\s?(?:%|×(?!\s?\d)|x (?:faster|slower)|m?s\b"
     r"|TFLOP|GFLOP|GB/s|im(?:a)?g(?:es)?/s|points?\b|seconds?\b)"
 )
-NOT_PROSE = re.compile(
-    r"(?s)```.*?```|`[^`]*`|\$\$.*?\$\$|\$[^$]*\$|\{[a-z:]+\}`[^`]*`|<!--.*?-->|\]\([^)]*\)"
-)
+NOT_PROSE = re.compile(r"(?s)```.*?```|`[^`]*`|\$\$.*?\$\$|\$[^$]*\$|\{[a-z:]+\}`[^`]*`|<!--.*?-->|\]\([^)]*\)")
 CITED = "⟦source⟧"  # a cited number has its citation on its line
 SENTENCE_END = re.compile(
     r"(?<!\be\.g)(?<!\bi\.e)(?<!\bal)(?<!\bvs)(?<!\bcf)(?<!\bFig)(?<!\bSec)(?<!\bEq)(?<![A-Z\d])"
@@ -61,19 +59,11 @@ def problems(path: Path, address: str) -> list[str]:
     cells = code_cells(notebook)
     found = []
     if notebook.get("metadata") != NOTEBOOK_METADATA:
-        found.append(
-            f"the notebook's metadata must be the python3 kernelspec and nothing else: {NOTEBOOK_METADATA}"
-        )
+        found.append(f"the notebook's metadata must be the python3 kernelspec and nothing else: {NOTEBOOK_METADATA}")
     if path.read_text("utf-8") != canonical(notebook):
         found.append("it is not in nbformat's own layout (run: python -m tools.notebooks fix)")
-    if (
-        not cells
-        or "bootstrap" not in tags(cells[0])
-        or cells[0]["source"] != BOOTSTRAP.replace("ADDRESS", address)
-    ):
-        found.append(
-            "the first code cell must be the bootstrap cell, tagged so, with the text in tools/notebooks.py"
-        )
+    if not cells or "bootstrap" not in tags(cells[0]) or cells[0]["source"] != BOOTSTRAP.replace("ADDRESS", address):
+        found.append("the first code cell must be the bootstrap cell, tagged so, with the text in tools/notebooks.py")
     names = [cell.get("id", "") for cell in notebook["cells"]]
     found += [f"two cells are called {name!r}" for name in sorted({n for n in names if names.count(n) > 1})]
     parameters = [cell for cell in cells if "parameters" in tags(cell)]
@@ -84,9 +74,7 @@ def problems(path: Path, address: str) -> list[str]:
         own = cell_problems(cell) if cell["cell_type"] == "code" else prose_problems(cell["source"])
         if extra := set(cell["metadata"]) - CELL_METADATA:
             own.append(f"metadata that is not the author's: {', '.join(sorted(extra))}")
-        if not re.fullmatch(r"[a-z][a-z0-9]*(-[a-z0-9]+)*", name) or re.fullmatch(
-            r"[0-9a-f]{8}(-[0-9a-f-]+)?", name
-        ):
+        if not re.fullmatch(r"[a-z][a-z0-9]*(-[a-z0-9]+)*", name) or re.fullmatch(r"[0-9a-f]{8}(-[0-9a-f-]+)?", name):
             own.append("give it a short id of words: fig-gradients")
         found += [f"cell {name!r}: {problem}" for problem in own]
     return found
@@ -117,7 +105,7 @@ def cell_problems(cell: dict) -> list[str]:
                 found.append(f"line {node.lineno}: say in a comment what {ast.unparse(node.target)} is")
     if DRAWS.search(source) and "def " not in source.split("\n")[0]:
         if "page.caption(" not in source:
-            found.append("a figure needs a caption that states its finding: page.caption(f\"…\")")
+            found.append('a figure needs a caption that states its finding: page.caption(f"…")')
         if not about.get("image", {}).get("alt"):
             found.append("a figure needs a text for those who can't see it: metadata mystnb.image.alt")
     return found
@@ -128,14 +116,8 @@ def prose_problems(text: str) -> list[str]:
     found = []
     for line in prose.splitlines():
         if CITED not in line and (m := MEASURED.search(line)):
-            found.append(
-                f"a number that looks measured is typed: …{line[max(0, m.start() - 30) : m.end() + 10]}…"
-            )
-        if (
-            not line.lstrip().startswith(("|", ":"))
-            and "arXiv" not in line
-            and (m := SENTENCE_END.search(line))
-        ):
+            found.append(f"a number that looks measured is typed: …{line[max(0, m.start() - 30) : m.end() + 10]}…")
+        if not line.lstrip().startswith(("|", ":")) and "arXiv" not in line and (m := SENTENCE_END.search(line)):
             found.append(f"one sentence a line: …{line[max(0, m.start() - 30) : m.end() + 20].strip()}…")
     return found
 

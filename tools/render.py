@@ -19,14 +19,7 @@ from tools.chapters import ROOT, code_cells, read, tags, toc_pages
 
 MATHJAX = "3.2.2"
 MATHJAX_PARTS = ("es5/tex-mml-chtml.js", "es5/output/chtml/fonts/", "es5/input/tex/extensions/", "LICENSE")
-RENDERERS = (
-    "jupyter-book",
-    "sphinx",
-    "sphinx-book-theme",
-    "pydata-sphinx-theme",
-    "myst-nb",
-    "sphinxcontrib-bibtex",
-)
+RENDERERS = ("jupyter-book", "sphinx", "sphinx-book-theme", "pydata-sphinx-theme", "myst-nb", "sphinxcontrib-bibtex")
 
 
 def with_outputs(source: Path, executed: Path) -> dict:
@@ -35,9 +28,7 @@ def with_outputs(source: Path, executed: Path) -> dict:
     Raises: FileNotFoundError where it was not executed, ValueError where its code has changed since.
     """
     if not executed.is_file():
-        raise FileNotFoundError(
-            f"{source.name} has not been executed: {executed} is missing (run tools.execute)"
-        )
+        raise FileNotFoundError(f"{source.name} has not been executed: {executed} is missing (run tools.execute)")
     notebook, outputs = read(source), code_cells(read(executed))
     injected = [cell for cell in outputs if "injected-parameters" in tags(cell)]
     outputs = [cell for cell in outputs if "injected-parameters" not in tags(cell)]
@@ -150,9 +141,7 @@ def build(book: Path, work: Path) -> Path:
     wanted = [page.relative_to(book).with_suffix(".html") for page in toc_pages(book)]
     if missing := [str(page) for page in wanted if not (html / page).is_file()]:
         print(ran.stdout, flush=True)
-        raise RuntimeError(
-            f"Jupyter Book left out {len(missing)} of {len(wanted)} pages: {', '.join(missing)}"
-        )
+        raise RuntimeError(f"Jupyter Book left out {len(missing)} of {len(wanted)} pages: {', '.join(missing)}")
     return html
 
 
@@ -188,9 +177,7 @@ def render(root: Path, profile: str) -> int:
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m tools.render", description=__doc__.splitlines()[0])
-    parser.add_argument(
-        "--profile", default="smoke", help="whose executed chapters to show (default: %(default)s)"
-    )
+    parser.add_argument("--profile", default="smoke", help="whose executed chapters to show (default: %(default)s)")
     parser.add_argument("--root", type=Path, default=ROOT, help="the book's folder (default: this checkout)")
     options = parser.parse_args(arguments)
     try:

@@ -32,9 +32,7 @@ def run(path: Path, parameters: dict, only_measurements: bool = False, log=sys.s
         for number, cell in enumerate(cells, 1):
             name = cell.get("id", str(number))
             print(
-                f"[{time.perf_counter() - start:8.1f} s] {path.stem} {number}/{len(cells)} {name}",
-                file=log,
-                flush=True,
+                f"[{time.perf_counter() - start:8.1f} s] {path.stem} {number}/{len(cells)} {name}", file=log, flush=True
             )
             label = f"<{path.name} cell {name}>"
             source = cell["source"]
@@ -55,9 +53,7 @@ def run(path: Path, parameters: dict, only_measurements: bool = False, log=sys.s
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m tools.script", description=__doc__.splitlines()[0])
     parser.add_argument("chapter", type=Path)
-    parser.add_argument(
-        "-f", "--file", type=Path, help="a file of parameters, profiles/<profile>/<chapter>.yml"
-    )
+    parser.add_argument("-f", "--file", type=Path, help="a file of parameters, profiles/<profile>/<chapter>.yml")
     parser.add_argument("-p", "--parameter", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"))
     parser.add_argument("--only-measurements", action="store_true", help="skip the cells tagged `present`")
     options = parser.parse_args(arguments)

@@ -24,12 +24,7 @@ def reporting_engine():
             def start(cell, cell_index=None, **kwargs):
                 if cell.cell_type == "code":
                     started.append(cell_index)
-                    report(
-                        cell=cell.get("id", str(cell_index)),
-                        index=cell_index,
-                        number=len(started),
-                        total=total,
-                    )
+                    report(cell=cell.get("id", str(cell_index)), index=cell_index, number=len(started), total=total)
                 return cell_start(cell, cell_index, **kwargs)
 
             nb_man.cell_start = start
