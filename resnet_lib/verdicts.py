@@ -74,6 +74,20 @@ def ledger() -> list[dict]:
     return rows
 
 
+def table(rows: Sequence[dict], linked: bool = False) -> page.Markdown:
+    """Rows of the ledger with their effects; linked: each claim to its place in its chapter's page."""
+    shown = [
+        {
+            "claim": row["claim"] + (f" ([{row['id']}]({row['chapter']}.html#{row['id']}))" if linked else ""),
+            "verdict": f"**{row['verdict']}**" + (f"<br>**stale**: {', '.join(row['stale'])}" if row["stale"] else ""),
+            "effects": "<br>".join(row["effects"]),
+            "hardware": "<br>".join(row["hardware"]),
+        }
+        for row in rows
+    ]
+    return page.table(shown, {"claim": "claim", "verdict": "verdict", "effects": "effect", "hardware": "measured on"})
+
+
 def hardware(record: records.Record) -> str:
     """Where and on what a record was made, in one line."""
     data = record.data

@@ -30,7 +30,6 @@ def page(tmp_path):
         ran[-1]["outputs"] = [{"output_type": "stream", "name": "stdout", "text": ["2\n"]}]
         write_notebook(root / "_build" / "executed" / "smoke" / "one.ipynb", ran)
         (root / "intro.md").write_text(intro)
-        (root / "references.bib").write_text("")
         (root / "_toc.yml").write_text("format: jb-book\nroot: intro\nchapters:\n  - file: chapters/one\n")
         shutil.copy(ROOT / "_config.yml", root)
         return root

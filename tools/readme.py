@@ -5,7 +5,7 @@ python -m tools.readme [--check]
 
 import sys
 
-from resnet_lib import page, records, verdicts
+from resnet_lib import records, verdicts
 from tools.chapters import ROOT
 
 OPEN, CLOSE = "<!-- verdicts:", "<!-- /verdicts -->"
@@ -18,18 +18,8 @@ def with_verdicts(text: str) -> str:
     _, found, after = rest.partition(CLOSE)
     if not found:
         raise ValueError(f"README.md must hold the lines {OPEN} … --> and {CLOSE}")
-    rows = [
-        {
-            "claim": row["claim"],
-            "verdict": f"**{row['verdict']}**",
-            "effects": "<br>".join(row["effects"]),
-            "hardware": "<br>".join(row["hardware"]),
-        }
-        for row in verdicts.ledger()
-        if row["verdict"] != "not yet tested"
-    ]
-    headings = {"claim": "claim", "verdict": "verdict", "effects": "effect", "hardware": "measured on"}
-    table = str(page.table(rows, headings)) if rows else "None yet: `records/` is empty."
+    rows = [row for row in verdicts.ledger() if row["verdict"] != "not yet tested"]
+    table = verdicts.table(rows) if rows else "None yet: `records/` is empty."
     return f"{before}{OPEN}{mark}\n\n{table}\n\n{CLOSE}{after}"
 
 

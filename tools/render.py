@@ -19,7 +19,7 @@ from tools.chapters import ROOT, code_cells, read, tags, toc_pages
 
 MATHJAX = "3.2.2"
 MATHJAX_PARTS = ("es5/tex-mml-chtml.js", "es5/output/chtml/fonts/", "es5/input/tex/extensions/", "LICENSE")
-RENDERERS = ("jupyter-book", "sphinx", "sphinx-book-theme", "pydata-sphinx-theme", "myst-nb", "sphinxcontrib-bibtex")
+RENDERERS = ("jupyter-book", "sphinx", "sphinx-book-theme", "pydata-sphinx-theme", "myst-nb")
 
 
 def with_outputs(source: Path, executed: Path) -> dict:
@@ -94,8 +94,6 @@ def assemble(root: Path, executed: Path, book: Path, mathjax: Path | None) -> No
             shutil.copy(page, target)
     shutil.copy(root / "_toc.yml", book)
     config = yaml.safe_load((root / "_config.yml").read_text("utf-8"))
-    for name in config.get("bibtex_bibfiles", []):
-        shutil.copy(root / name, book)
     for name in ("_static", "images"):
         if (root / name).is_dir():
             shutil.copytree(root / name, book / name)
