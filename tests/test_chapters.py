@@ -15,7 +15,12 @@ TINY = {
     "residual": {
         "seeds": 2, "init_depths": [8], "depths": [8, 14], "epochs": 1, "tuning_depth": 8, "tuning_rates": [0.1, 0.3],
         "tuning_epochs": 1, "shortcut_depth": 8, "shortcut_epochs": 1, "task_units": 1, "task_epochs": 1,
-    }
+    },
+    "skip": {
+        "seeds": 2, "widths": [4, 8], "size_depth": 8, "size_epochs": 1, "init_convolutions": [1], "task_epochs": 1,
+        "tasks": ["inpaint", "mirror"], "capacity_widths": [4, 8], "capacity_pictures": 64, "capacity_epochs": 1,
+        "capacity_rates": [1e-2], "judge_depth": 8, "judge_epochs": 1, "pair_epochs": 1, "gan_epochs": 1,
+    },
 }  # fmt: skip
 MEASURING = [path for path in toc_chapters() if "records_to" in declared(read(path))]
 NO_JUPYTER = """
