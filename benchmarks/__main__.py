@@ -10,7 +10,7 @@ import sys
 
 from resnet_lib import precision
 
-NAMES = ("training_step", "data_pipeline", "import_time")
+NAMES = ("training_step", "inference", "data_pipeline", "import_time")
 
 
 def main(arguments: list[str] | None = None) -> int:

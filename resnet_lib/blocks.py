@@ -194,8 +194,9 @@ class PreActivationBlock(Unit):
 
 
 class SurveyBlock(Unit):
-    """The survey's first formula, to the letter: LeakyReLU(x + BN(LeakyReLU(conv(BN(LeakyReLU(conv(x))))))).
+    """The survey's block in its words: LeakyReLU(x + BN(LeakyReLU(conv(BN(LeakyReLU(conv(x))))))).
 
+    Its first formula is the same without the last activation.
     Departs: from He et al., each activation comes before its norm, so the branch ends in a norm of an activation.
     """
 

@@ -4,7 +4,7 @@ from itertools import islice
 import pytest
 import torch
 
-from benchmarks import Table, Target, __main__, data_pipeline, faster, import_time, training_step
+from benchmarks import Table, Target, __main__, data_pipeline, faster, import_time, inference, training_step
 from resnet_lib import train
 from resnet_lib.bench import Spread, compare, measure, ratio, spread
 
@@ -179,6 +179,14 @@ def test_the_training_step_gives_a_table_for_each_network():
     tables = list(islice(training_step.run(rounds=1, quick=True), 1))
     assert len(tables[0].rows) == 5 and {"ratio", "time_s"} <= tables[0].rows[0].keys()
     assert training_step.EQUAL in str(tables[0])
+
+
+@pytest.mark.filterwarnings("default")  # exporters of other packages warn as they please
+def test_inference_gives_a_table_with_a_target_for_speed_and_one_for_parity():
+    (table,) = islice(inference.run(rounds=1, quick=True), 1)
+    names = [row["name"] for row in table.rows]
+    assert names[0] == "eager float32" and inference.PEER in names and "onnxruntime, 8 bits" in names
+    assert len(table.targets) == 2 and "left out" in str(table)
 
 
 def test_importing_the_library_is_measured_in_a_fresh_process():

@@ -16,6 +16,11 @@ TINY = {
         "seeds": 2, "init_depths": [8], "depths": [8, 14], "epochs": 1, "tuning_depth": 8, "tuning_rates": [0.1, 0.3],
         "tuning_epochs": 1, "shortcut_depth": 8, "shortcut_epochs": 1, "task_units": 1, "task_epochs": 1,
     },
+    "resnet": {
+        "seeds": 2, "train_size": 256, "form_epochs": 1, "depths": [8, 56, 110, 116], "depth_epochs": 1,
+        "cost_depths": [8, 14], "width_depths": [8, 14], "trick_depth": 8, "trick_epochs": 1, "probe_epochs": 1,
+        "inference_side": 32, "inference_batches": [1], "inference_epochs": 1,
+    },
     "skip": {
         "seeds": 2, "widths": [4, 8], "size_depth": 8, "size_epochs": 1, "init_convolutions": [1], "task_epochs": 1,
         "tasks": ["inpaint", "mirror"], "capacity_widths": [4, 8], "capacity_pictures": 64, "capacity_epochs": 1,

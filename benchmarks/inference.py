@@ -1,0 +1,40 @@
+"""Images per second of a trained ResNet-18 that only answers: every way of `resnet_lib.inference`, and torchvision."""
+
+import torch
+import torchvision
+
+from benchmarks import Table, faster
+from resnet_lib import bench, inference, precision, resnets, train
+
+PEER = "torchvision, eager float32"
+
+
+def run(rounds: int, quick: bool) -> list[Table]:
+    batches, side = ((1, 2), 32) if quick else ((1, 32), 224)
+    return [_table(batch, side, rounds, quick) for batch in batches]
+
+
+def _table(batch: int, side: int, rounds: int, quick: bool) -> Table:
+    device = precision.choose_device()
+    with train.seeded(0):
+        model = resnets.resnet18_imagenet()
+        images = torch.randn(batch, 3, side, side)
+        model.train()(torch.randn(16, 3, 64, 64))  # so that the norms are not the identity
+    model, images = model.to(device).eval(), images.to(device)
+    peer = torchvision.models.resnet18()
+    peer.load_state_dict(model.state_dict())
+    ways, notes = inference.variants(model, images, images, compiled=not quick)
+    ways[PEER] = torch.no_grad()(peer.to(device).eval())
+    expected = ways[inference.REFERENCE](images)
+    for name, way in ways.items():
+        off = ((way(images) - expected).norm() / expected.norm()).item()
+        if off > 0.1:
+            raise ValueError(f"{name} gives other logits: {off:.0%} off")
+    rows = bench.compare({name: (lambda way=way: way(images)) for name, way in ways.items()}, rounds=rounds)
+    best = max((row for row in rows if row["name"] != PEER), key=lambda row: row["ratio"])["name"]
+    targets = [
+        faster(rows, best, inference.REFERENCE, 2.0),
+        faster(rows, inference.REFERENCE, PEER, 1.0),  # parity of the same kernels: a coin toss
+    ]
+    title = f"ResNet-18, {side}×{side}, batch {batch}: a forward pass on {precision.describe(device)['name']}"
+    return Table("\n  ".join([title, *notes]), rows, targets, inference.REFERENCE, batch)
