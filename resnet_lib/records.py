@@ -34,7 +34,7 @@ class Record:
     seeds: list[int]
     rows: list[dict]
     estimates: dict[str, dict]  # measure → stats.Estimate as a dict; what the rules in claims.yml read
-    code: dict  # {"experiment": {function: hash}, "library": {module: hash}}
+    code: dict  # {"experiment": {function: hash}, "library": {module.definition: hash}}
     environment: dict  # device, versions, date, commit
     wall_s: float = 0.0  # seconds the experiment ran
     notes: list[str] = field(default_factory=list)  # what could not be measured, and why
@@ -222,10 +222,11 @@ def _commit() -> str | None:
 
 
 def code_of(*functions: Callable) -> dict:
-    """Hashes of an experiment's code and of the library modules in use: the code half of a recipe.
+    """Hashes of an experiment's code and of the library in use: the code half of a recipe.
 
     The experiment is the functions given and every function and class of their own module that they name, and
-    those that these name. Comments, docstrings and layout do not count. Only modules that can change a number do.
+    those that these name. Of the library it is every definition in the modules in use that can change a number; one
+    that is added later was not there to be used, and changes nothing. Comments, docstrings and layout do not count.
     """
     experiment, waiting = {}, list(functions)
     while waiting:
@@ -236,8 +237,11 @@ def code_of(*functions: Callable) -> dict:
         for name in _names(function.__code__):
             found = _functions_in(function.__globals__.get(name))
             waiting += [f for f in found if f.__module__ == function.__module__]
-    used = [n.partition(".")[2] for n in sys.modules if n.startswith("resnet_lib.")]
-    return {"experiment": experiment, "library": {m: _module_hash(m) for m in sorted(used) if m not in PRESENTATION}}
+    used = sorted(n.partition(".")[2] for n in sys.modules if n.startswith("resnet_lib."))
+    return {
+        "experiment": experiment,
+        "library": {f"{m}.{name}": h for m in used if m not in PRESENTATION for name, h in definitions(m).items()},
+    }
 
 
 def _functions_in(value: object) -> list[Callable]:
@@ -258,8 +262,23 @@ def _names(code: CodeType) -> set[str]:
 
 
 @cache
-def _module_hash(module: str) -> str:
-    return _hash_source((Path(__file__).parent / f"{module}.py").read_text(encoding="utf-8"))
+def definitions(module: str) -> dict[str, str]:
+    """Hashes of what a module of the library binds: functions, classes, values, imports; {} where it is gone."""
+    path, found = Path(__file__).parent / f"{module}.py", {}
+    for node in _parse(path.read_text(encoding="utf-8")).body if path.is_file() else []:
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            # each name on its own, so that one more import is an addition
+            source = [getattr(node, "module", None), getattr(node, "level", 0)]
+            found |= {a.asname or a.name: digest([*source, a.name]) for a in node.names}
+        elif not _is_docstring(node):
+            targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", node)]
+            names = [n for t in targets for n in ([t.name] if hasattr(t, "name") else _bound(t))]
+            found |= dict.fromkeys(names or [f"line {node.lineno}"], _hash_tree(node))
+    return found
+
+
+def _bound(target: ast.AST) -> list[str]:
+    return [node.id for node in ast.walk(target) if isinstance(node, ast.Name)]
 
 
 def _parse(source: str) -> ast.Module:
@@ -267,10 +286,13 @@ def _parse(source: str) -> ast.Module:
 
 
 def _hash_source(source: str) -> str:
-    tree = _parse(source)
+    return _hash_tree(_parse(source))
+
+
+def _hash_tree(tree: ast.AST) -> str:
     for node in ast.walk(tree):
         body = getattr(node, "body", None)
-        if isinstance(body, list) and body and isinstance(body[0], ast.Expr) and _is_text(body[0].value):
+        if isinstance(body, list) and body and _is_docstring(body[0]):
             body.pop(0)
     return digest(_dump(tree))
 
@@ -313,16 +335,16 @@ def stale(record: Record, functions: dict[str, str], config: dict | None = None)
     for name, hashed in record.code.get("experiment", {}).items():
         if functions.get(name) != hashed:
             reasons.append(f"{name}() of the chapter has changed" if name in functions else f"{name}() is gone")
-    for module, hashed in record.code.get("library", {}).items():
-        if not (Path(__file__).parent / f"{module}.py").is_file():
-            reasons.append(f"resnet_lib.{module} is gone")
-        elif _module_hash(module) != hashed:
-            reasons.append(f"resnet_lib.{module} has changed")
+    for name, hashed in record.code.get("library", {}).items():
+        module, _, definition = name.partition(".")
+        now = definitions(module).get(definition)
+        if now != hashed:
+            reasons.append(f"resnet_lib.{name} has changed" if now else f"resnet_lib.{name} is gone")
     # compared as JSON, in which a tuple is a list
     if changed := sorted(k for k, value in (config or {}).items() if digest([value]) != digest([record.config.get(k)])):
         reasons.append(f"the settings {', '.join(changed)} have changed")
     return reasons
 
 
-def _is_text(node: ast.expr) -> bool:
-    return isinstance(node, ast.Constant) and isinstance(node.value, str)
+def _is_docstring(node: ast.stmt) -> bool:
+    return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)

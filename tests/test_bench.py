@@ -4,7 +4,17 @@ from itertools import islice
 import pytest
 import torch
 
-from benchmarks import Table, Target, __main__, data_pipeline, faster, import_time, inference, training_step
+from benchmarks import (
+    Table,
+    Target,
+    __main__,
+    augmentation,
+    data_pipeline,
+    faster,
+    import_time,
+    inference,
+    training_step,
+)
 from resnet_lib import train
 from resnet_lib.bench import Spread, compare, measure, ratio, spread
 
@@ -175,6 +185,57 @@ def test_every_pipeline_gives_the_same_kind_of_batches():
         assert batches[0][1].shape == (16,) and batches[0][1].dtype == torch.int64, name
 
 
+def copies_of_one_picture(count):
+    dataset = data_pipeline.random_dataset(count)
+    dataset.train.images[:] = dataset.train.images[0].clone()
+    return dataset
+
+
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_every_variant_of_crop_and_flip_has_the_same_windows_but_one_draws_once_for_a_batch():
+    dataset = copies_of_one_picture(240)
+    for name, stream in augmentation.streams(dataset, 80, False, torch.device("cpu")).items():
+        counts = augmentation.distinct(stream, dataset)  # of 162 windows; a result that is none of them raises
+        expected = 162 * (1 - (161 / 162) ** 80)  # 63 of 80 independent even draws
+        assert len(counts) == 3, name
+        assert counts == [1, 1, 1] if name == augmentation.ONCE else all(abs(n - expected) < 14 for n in counts), name
+
+
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_every_variant_of_cutout_makes_one_hole():
+    dataset = copies_of_one_picture(64)
+    black = -dataset.mean / dataset.std
+    for name, stream in augmentation.streams(dataset, 64, True, torch.device("cpu")).items():
+        (batch,) = stream()
+        share = (batch - black[:, None, None]).abs().amax(1).lt(1e-4).float().mean((1, 2))
+        assert batch.shape == (64, 3, 32, 32) and batch.dtype == torch.float32, name
+        assert share.min() > 6 * 6 / 32**2, name  # ours may lie across the border, the others' never do
+        assert name == augmentation.OURS or share.min() >= 12 * 12 / 32**2, name
+
+
+def test_the_peers_of_the_geometry_turn_and_shift_as_far():
+    batch = torch.zeros(4000, 1, 21, 21)
+    batch[:, :, 10, 14] = 1  # a dot four pixels right of the centre
+    places = torch.arange(21) - 10.0
+    for name, pair in augmentation.geometry(batch).items():
+        means, spreads = [], []
+        for call in pair:
+            with train.seeded(0):
+                moved = call()[:, 0]
+            centres = torch.stack([moved.sum(1) @ places, moved.sum(2) @ places]) / moved.sum((1, 2))
+            means.append(centres.mean(1))
+            spreads.append(centres.std(1))
+        torch.testing.assert_close(*means, rtol=0, atol=0.1, msg=lambda text, name=name: f"{name}: {text}")
+        torch.testing.assert_close(*spreads, rtol=0.05, atol=0.05, msg=lambda text, name=name: f"{name}: {text}")
+
+
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_augmentation_gives_two_pipelines_and_four_maps_with_their_targets():
+    tables = list(augmentation.run(rounds=1, quick=True))
+    assert [len(table.targets) for table in tables] == [3, 3, 1, 1, 1, 1]
+    assert "shows 1 window" in tables[0].title
+
+
 def test_the_training_step_gives_a_table_for_each_network():
     tables = list(islice(training_step.run(rounds=1, quick=True), 1))
     assert len(tables[0].rows) == 5 and {"ratio", "time_s"} <= tables[0].rows[0].keys()
@@ -187,6 +248,17 @@ def test_inference_gives_a_table_with_a_target_for_speed_and_one_for_parity():
     names = [row["name"] for row in table.rows]
     assert names[0] == "eager float32" and inference.PEER in names and "onnxruntime, 8 bits" in names
     assert len(table.targets) == 2 and "left out" in str(table)
+    assert all(f"{name}: logits off by" in table.title for name in names)
+
+
+def test_a_way_with_other_logits_is_not_timed():
+    expected = torch.tensor([[1.0, 9.0], [4.0, 3.9]])
+    assert "off by 0e+00, the same class first for 100%" in inference.agreement("same", expected, expected)
+    near = torch.tensor([[1.0, 9.0], [3.9, 4.0]])  # the second picture's classes change places
+    assert "the same class first for 50%" in inference.agreement("near", near, expected)
+    for wrong in (expected * 1.2, expected * float("nan")):
+        with pytest.raises(ValueError, match="wrong gives other logits"):
+            inference.agreement("wrong", wrong, expected)
 
 
 def test_importing_the_library_is_measured_in_a_fresh_process():

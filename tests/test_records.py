@@ -215,8 +215,67 @@ def test_the_library_half_covers_the_modules_that_make_numbers():
     import resnet_lib.probes  # noqa: F401
 
     library = records.code_of()["library"]
-    assert "probes" in library and "stats" in library
-    assert not {"page", "records", "plots", "claims", "verdicts", "parameters"} & set(library)
+    assert {"probes.ridge", "stats.Estimate", "stats.np"} <= set(library)
+    assert not {"page", "records", "plots", "claims", "verdicts", "parameters"} & {n.partition(".")[0] for n in library}
+
+
+MODULE = '''"""A module."""
+import math
+from statistics import fmean, median as middle
+
+LIMIT: int = 3
+LOW, HIGH = 0, 1
+
+
+def one(x):
+    """Text."""
+    return x + LIMIT  # why
+
+
+class Two:
+    half = 2
+'''
+NAMES = {"math", "fmean", "middle", "LIMIT", "LOW", "HIGH", "one", "Two"}
+
+
+@pytest.fixture
+def definitions_of(tmp_path, monkeypatch):
+    """definitions() of a module with this text."""
+    monkeypatch.setattr(records, "__file__", str(tmp_path / "records.py"))
+
+    def read(text):
+        (tmp_path / "made.py").write_text(text, encoding="utf-8")
+        records.definitions.cache_clear()
+        return records.definitions("made")
+
+    yield read
+    records.definitions.cache_clear()
+
+
+def test_a_module_is_hashed_definition_by_definition(definitions_of):
+    before = definitions_of(MODULE)
+    assert set(before) == NAMES
+    for old, new, changed in [
+        ("x + LIMIT", "x - LIMIT", {"one"}),
+        ("half = 2", "half = 3", {"Two"}),
+        ("LIMIT: int = 3", "LIMIT: int = 4", {"LIMIT"}),
+        ("0, 1", "0, 2", {"LOW", "HIGH"}),
+        ("median as middle", "mode as middle", {"middle"}),
+        ("from statistics", "from numpy", {"fmean", "middle"}),
+        ("Text", "Words", set()),
+        ("  # why", "", set()),
+    ]:
+        after = definitions_of(MODULE.replace(old, new))
+        assert {name for name in NAMES if after[name] != before[name]} == changed, old
+
+
+def test_what_is_added_to_the_library_makes_no_record_stale_and_what_is_taken_away_does(definitions_of):
+    made = {f"made.{name}": h for name, h in definitions_of(MODULE).items()}
+    record = replace(RECORD, code={"experiment": {}, "library": made})
+    definitions_of(MODULE + "\n\ndef three():\n    return one(3)\n\nimport json\n")
+    assert records.stale(record, {}) == []
+    definitions_of(MODULE.replace("def one", "def uno"))
+    assert records.stale(record, {}) == ["resnet_lib.made.one is gone"]
 
 
 def test_a_record_is_stale_when_its_recipe_has_changed_and_only_then():
@@ -227,8 +286,8 @@ def test_a_record_is_stale_when_its_recipe_has_changed_and_only_then():
     assert records.stale(RECORD, {"study": now["study"]}) == ["helper() is gone"]
     assert records.stale(RECORD, now, {"depths": [8], "rate": 0.1}) == ["the settings depths have changed"]
     assert records.stale(RECORD, now, {"depths": [8, 20], "new": 1}) == ["the settings new have changed"]
-    other = replace(RECORD, code=RECORD.code | {"library": {"stats": "0", "gone": "0"}})
-    assert records.stale(other, now) == ["resnet_lib.stats has changed", "resnet_lib.gone is gone"]
+    other = replace(RECORD, code=RECORD.code | {"library": {"stats.paired": "0", "gone.at_all": "0"}})
+    assert records.stale(other, now) == ["resnet_lib.stats.paired has changed", "resnet_lib.gone.at_all is gone"]
 
 
 def test_the_environment_names_machine_versions_and_date():

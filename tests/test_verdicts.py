@@ -79,8 +79,8 @@ def test_a_record_of_other_code_is_marked_stale(publish, tmp_path):
     assert row("res-degradation")["stale"] == ["degradation() of the chapter has changed"]
     functions = records.notebook_functions(tmp_path / "chapters" / "residual.ipynb")
     now = {"experiment": {"degradation": functions["degradation"]}}
-    publish(record("cpu", (0.1, 0.2), (-0.01, 0.01), now | {"library": {"train": "older"}}))
-    assert row("res-degradation")["stale"] == ["resnet_lib.train has changed"]
+    publish(record("cpu", (0.1, 0.2), (-0.01, 0.01), now | {"library": {"train.fit": "older"}}))
+    assert row("res-degradation")["stale"] == ["resnet_lib.train.fit has changed"]
 
 
 def test_a_chapter_shows_its_own_run_beside_the_published_one(publish, capsys):
