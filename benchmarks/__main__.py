@@ -10,7 +10,7 @@ import sys
 
 from resnet_lib import precision
 
-NAMES = ("training_step", "inference", "data_pipeline", "import_time")
+NAMES = ("training_step", "inference", "data_pipeline", "augmentation", "import_time")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -26,7 +26,7 @@ def main(arguments: list[str] | None = None) -> int:
     if chosen.rounds < 1:
         parser.error(f"--rounds {chosen.rounds} must be at least 1")
     device = precision.describe(precision.choose_device())
-    versions = [f"{name} {importlib.metadata.version(name)}" for name in ("torch", "torchvision", "timm")]
+    versions = [f"{name} {importlib.metadata.version(name)}" for name in ("torch", "torchvision", "timm", "kornia")]
     print(f"{device['name']} ({', '.join(device['instructions'])})")
     print(datetime.date.today(), platform.system(), f"Python {platform.python_version()}", *versions, sep=" · ")
     if chosen.quick:
