@@ -61,7 +61,11 @@ def test_an_interrupt_kills_the_children_keeps_what_is_finished_and_leaves_nothi
         quick=["print(1)"], slow=["import os, time", "open('pid', 'w').write(str(os.getpid()))", "time.sleep(60)"]
     )
     command = [sys.executable, "-m", "tools.execute", "--root", str(root), "--jobs", "2"]
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    heard = signal.signal(signal.SIGINT, signal.default_int_handler)  # a suite in the background inherits deafness
+    try:
+        process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    finally:
+        signal.signal(signal.SIGINT, heard)
     done, pid = root / "_build" / "executed" / "smoke", root / "chapters" / "pid"
     for _ in range(600):
         if pid.exists() and (done / "quick.json").exists():
