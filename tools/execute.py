@@ -14,7 +14,7 @@ import tempfile
 import threading
 import time
 import tomllib
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -393,15 +393,10 @@ def execute(
 
 def run_all(todo: list[Job], workers: int, runner: Runner, environment: dict) -> None:
     with ThreadPoolExecutor(workers) as pool:
-        ended: list[Future] = []
+        futures = [pool.submit(runner.run, job, environment) for job in todo]
         try:
-            for job in todo:
-                pool.submit(runner.run, job, environment).add_done_callback(ended.append)
-            # Asleep, not in future.result(): an interrupt that lands inside its lock leaves the lock taken for good.
-            for _ in todo:
-                while not ended:
-                    time.sleep(0.05)
-                ended.pop().result()
+            for future in futures:
+                future.result()
         except BaseException:
             runner.stop()
             pool.shutdown(cancel_futures=True)
