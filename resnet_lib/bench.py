@@ -1,9 +1,12 @@
 """Time callables honestly: warm up, wait for the device, repeat, take turns; ratios are formed round by round."""
 
+import contextlib
+import itertools
 import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
@@ -100,3 +103,67 @@ def compare(
         row |= {"ratio": faster.median, "ratio_min": faster.min, "ratio_max": faster.max, "times_s": own}
         rows.append(row)
     return rows
+
+
+def timed(
+    call: Callable[[], object], device: torch.device, *, seconds: float = 0.2, repeats: int = 5, warmup: int = 2
+) -> Spread:
+    """Seconds per call on a device, each timing long enough for its clock.
+
+    Args:
+        seconds: for all timings together; a call that takes longer than its part is still made once a timing.
+        warmup: untimed calls first: allocation, choice of algorithm, clocks that must rise.
+    Raises: ValueError on bad input.
+    """
+    if not seconds > 0 or repeats < 1 or warmup < 0:
+        raise ValueError(f"seconds={seconds!r}, repeats={repeats!r}, warmup={warmup!r} must be > 0, >= 1 and >= 0")
+    for _ in range(warmup):
+        call()
+    once = elapsed(call, 1, device)
+    number = max(1, min(100_000, int(seconds / repeats / max(once, 1e-7))))
+    return spread([elapsed(call, number, device) / number for _ in range(repeats)])
+
+
+def elapsed(call: Callable[[], object], number: int, device: torch.device) -> float:
+    """Seconds that `number` calls take: by the GPU's own events, or by the clock where work is done when asked for."""
+    if device.type == "cuda":
+        with torch.cuda.device(device):
+            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            start.record()
+            for _ in range(number):
+                call()
+            end.record()
+            end.synchronize()
+        return start.elapsed_time(end) / 1000
+    wait_for_accelerator()
+    started = time.perf_counter()
+    for _ in range(number):
+        call()
+    wait_for_accelerator()
+    return time.perf_counter() - started
+
+
+def rotate(calls: Sequence[Callable[[], object]]) -> Callable[[], object]:
+    """One callable that makes the next of several calls each time, so that none finds its own data in a cache."""
+    turns = itertools.cycle(calls)
+    return lambda: next(turns)()
+
+
+def cache_bytes(device: torch.device) -> int:
+    """Size of the last cache before the device's memory; 32 MiB where it does not say."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).L2_cache_size
+    sizes = [path.read_text().strip() for path in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size")]
+    units = {"K": 2**10, "M": 2**20, "G": 2**30}
+    return max([int(text[:-1]) * units[text[-1]] for text in sizes if text[-1:] in units], default=2**25)
+
+
+def free_bytes(device: torch.device) -> int:
+    """Memory of the device that nobody uses now; 1 GiB where it does not say."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 2**10
+    return 2**30

@@ -16,7 +16,7 @@ from benchmarks import (
     training_step,
 )
 from resnet_lib import train
-from resnet_lib.bench import Spread, compare, measure, ratio, spread
+from resnet_lib.bench import Spread, cache_bytes, compare, free_bytes, measure, ratio, rotate, spread, timed
 
 
 class Clock:
@@ -280,3 +280,25 @@ def test_the_command_prints_tables_and_judges_nothing_when_quick(capsys, monkeyp
     out = capsys.readouterr().out
     assert "FAIL" in out and torch.__version__.split("+")[0] in out
     assert not list(tmp_path.iterdir())  # it writes nothing
+
+
+def test_timed_makes_each_timing_long_enough_for_the_clock():
+    calls = []
+    taken = timed(lambda: calls.append(time.sleep(0.001)), torch.device("cpu"), seconds=0.05, repeats=5, warmup=1)
+    assert taken.n == 5 and 0.001 <= taken.min <= taken.median <= taken.max
+    assert 2 + 5 * 2 <= len(calls) <= 2 + 5 * 10  # warm-up, one to calibrate, then up to ten a timing
+    with pytest.raises(ValueError, match="seconds=0"):
+        timed(quietly, torch.device("cpu"), seconds=0)
+
+
+def test_rotated_calls_take_turns():
+    seen = []
+    call = rotate([lambda name=name: seen.append(name) for name in "abc"])
+    for _ in range(7):
+        call()
+    assert "".join(seen) == "abcabca"
+
+
+def test_sizes_of_cache_and_free_memory_are_plausible():
+    assert 2**16 < cache_bytes(torch.device("cpu")) < 2**34
+    assert 2**27 < free_bytes(torch.device("cpu")) < 2**50
