@@ -6,6 +6,7 @@
 import argparse
 import contextlib
 import json
+import math
 import os
 import platform
 import sys
@@ -195,7 +196,7 @@ def _refusal(name: str, device: torch.device) -> str:
     if name == "tf32" and (device.type != "cuda" or torch.cuda.get_device_capability(device)[0] < 8):
         return "TF32 is a mode of NVIDIA GPUs from compute capability 8.0 on"  # elsewhere its switch does nothing
     try:
-        _multiply(*_operands((64, 64, 64), name, torch.zeros(64 * 64, device=device)), name)
+        _multiply(*_operands((64, 64, 64), name, device), name)
         synchronise(device)
     except Exception as error:  # kernels that are missing show as errors of many kinds
         return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no reason given'}"
@@ -220,8 +221,10 @@ def matmul(size: int | tuple[int, int, int], name: str, device: torch.device, *,
         rows, inner, columns = (max(1, side // share) for side in (m, k, n))
         operands = (rows + columns) * inner * _bytes(name)
         with _room(2 * operands + (4 * rows + 8 * inner) * columns, device):
-            numbers = torch.randn(max(rows, columns) * inner, device=device)
-            sets = [_operands((rows, inner, columns), name, numbers) for _ in range(_copies(operands, device))]
+            copies = _copies(operands, device)
+            sets = list(
+                zip(*(_repeated(x, copies) for x in _operands((rows, inner, columns), name, device)), strict=True)
+            )
             a, b = sets[0]
             exact = a[:16].double() @ b.double().t()
             error = _difference(_multiply(a, b, name)[:16], exact)
@@ -259,7 +262,6 @@ def convolution(
         raise ValueError(f"kernel={kernel} must be odd, so that the padding keeps the size")
     if layout not in ("channels_last", "contiguous"):
         raise ValueError(f"layout={layout!r} is not one of 'channels_last', 'contiguous'")
-    order = torch.channels_last if layout == "channels_last" else torch.contiguous_format
 
     def measure(share: int) -> dict:
         pictures = max(1, batch // share)
@@ -267,7 +269,12 @@ def convolution(
         with _room(4 * operands, device):
             shapes = (pictures, channels, side, side), (channels, channels, kernel, kernel)
             numbers = [torch.randn(shape, device=device).to(FORMATS[name].dtype) for shape in shapes]
-            sets = [[x.clone(memory_format=order) for x in numbers] for _ in range(_copies(operands, device))]
+            copies = _copies(operands, device)
+            if layout == "channels_last":
+                repeated = [[x.permute(0, 3, 1, 2) for x in _repeated(y.permute(0, 2, 3, 1), copies)] for y in numbers]
+            else:
+                repeated = [_repeated(x, copies) for x in numbers]
+            sets = list(zip(*repeated, strict=True))
             images, filters = sets[0]
             exact = F.conv2d(images[:2].double(), filters.double(), padding=kernel // 2)
             error = _difference(F.conv2d(images, filters, padding=kernel // 2)[:2], exact)
@@ -283,16 +290,17 @@ def convolution(
 def bandwidth(device: torch.device, *, size: int | None = None, seconds: float = 0.2) -> dict:
     """Measure how fast memory is copied: bytes read and bytes written over time, as STREAM counts them.
 
-    Args: size: bytes of the copied block; four times the last cache, and at least 64 MiB, if not given.
+    Args: size: bytes of the copied block; twice the last cache, and at least 64 MiB, if not given.
     Returns: kind "bandwidth", bytes (of the block), rate, rate_min, rate_max (bytes/s), time_s, timings, note.
     """
-    size = max(2**26, 4 * bench.cache_bytes(device)) if size is None else size
+    size = max(2**26, 2 * bench.cache_bytes(device)) if size is None else size
     _check("", ("",), size=size)
 
     def measure(share: int) -> dict:
         part = max(4, size // share)
         with _room(2 * part, device):
-            source = torch.randn(part // 4, device=device)
+            block = torch.randn(2**16, device=device)  # drawing takes longer than copying
+            source = block.repeat(math.ceil(part / block.nbytes))[: part // 4]
             target = torch.empty_like(source)
             taken = bench.timed(lambda: target.copy_(source), device, seconds=seconds)
             if not torch.equal(source, target):
@@ -315,13 +323,18 @@ def _bytes(name: str) -> int:
     return 1 if name == "int8" else FORMATS[name].dtype.itemsize
 
 
-def _operands(shape: tuple[int, int, int], name: str, numbers: Tensor) -> tuple[Tensor, Tensor]:
-    """(m, k) and (n, k), the transposed second operand, in memory of their own."""
+def _operands(shape: tuple[int, int, int], name: str, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Random (m, k) and (n, k), the second operand transposed."""
     m, k, n = shape
-    parts = numbers[: m * k].view(m, k), numbers[-n * k :].view(n, k)
+    parts = torch.randn(m, k, device=device), torch.randn(n, k, device=device)
     if name == "int8":
         return tuple((part * 32).clamp(-127, 127).to(torch.int8) for part in parts)
-    return tuple(part.to(FORMATS[name].dtype, copy=True) for part in parts)
+    return tuple(part.to(FORMATS[name].dtype) for part in parts)
+
+
+def _repeated(operand: Tensor, copies: int) -> tuple[Tensor, ...]:
+    """Copies in memory of their own."""
+    return operand.expand(copies, *operand.shape).contiguous().unbind()
 
 
 def _multiply(a: Tensor, b: Tensor, name: str) -> Tensor:
@@ -391,6 +404,19 @@ def _timed(
 def _rates(amount: float, taken: bench.Spread) -> dict:
     rates = {"rate": amount / taken.median, "rate_min": amount / taken.max, "rate_max": amount / taken.min}
     return rates | {"time_s": taken.median, "min_s": taken.min, "max_s": taken.max, "timings": taken.n}
+
+
+def quickest(name: str, device: torch.device) -> str:
+    """`choose_precision`, but "auto" is measured: 16 bits where a convolution gains a fifth or more by them, else fp32.
+
+    An instruction set says what a device can do, not what it gains: some CPUs that have the one for bfloat16 multiply
+    float32 faster.
+    """
+    chosen = choose_precision(name, device)
+    if name != "auto" or chosen == "fp32":
+        return chosen
+    rates = [convolution(64, kind, device, side=16, batch=64, seconds=0.05)["rate"] for kind in (chosen, "fp32")]
+    return chosen if rates[0] > 1.2 * rates[1] else "fp32"
 
 
 def peak(rows: Iterable[dict], kind: str, name: str = "") -> float:

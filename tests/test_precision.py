@@ -165,6 +165,17 @@ def test_bandwidth_counts_bytes_read_and_written():
     assert row["bytes"] == 2**20 and row["rate"] == 2 * 2**20 / row["time_s"]
 
 
+def test_auto_is_16_bits_only_where_a_measurement_says_so(monkeypatch):
+    monkeypatch.setattr(precision, "cpu_flags", lambda: {"avx512_bf16"})
+    for gain, expected in (0.5, "fp32"), (1.1, "fp32"), (1.5, "bf16"):
+        rates = {"fp32": 1.0, "bf16": gain}
+        monkeypatch.setattr(precision, "convolution", lambda c, name, *a, rates=rates, **b: {"rate": rates[name]})
+        assert precision.quickest("auto", CPU) == expected
+        assert precision.quickest("bf16", CPU) == "bf16" and precision.quickest("fp32", CPU) == "fp32"
+    with pytest.raises(ValueError, match="precision='fp8' is not one of"):
+        precision.quickest("fp8", CPU)
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
@@ -181,7 +192,8 @@ def test_a_probe_that_makes_no_sense_is_refused(call, message):
         call()
 
 
-def test_the_report_holds_every_usable_format_and_says_what_is_missing(capsys):
+def test_the_report_holds_every_usable_format_and_says_what_is_missing(capsys, monkeypatch):
+    monkeypatch.setattr(precision.bench, "cache_bytes", lambda device: 2**20)
     assert precision.main(["--device", "cpu", "--seconds", "0.001", "--largest", "64", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     missing = {name for name, why in precision.usable(CPU).items() if why}
