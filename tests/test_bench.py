@@ -9,6 +9,7 @@ from benchmarks import (
     Target,
     __main__,
     augmentation,
+    batch_norm,
     data_pipeline,
     faster,
     import_time,
@@ -259,6 +260,13 @@ def test_a_way_with_other_logits_is_not_timed():
     for wrong in (expected * 1.2, expected * float("nan")):
         with pytest.raises(ValueError, match="wrong gives other logits"):
             inference.agreement("wrong", wrong, expected)
+
+
+def test_batch_norm_is_timed_unfolded_folded_and_left_out_and_folding_keeps_the_answers():
+    (table,) = islice(batch_norm.run(rounds=1, quick=True), 1)
+    assert [row["name"] for row in table.rows] == ["unfolded", "folded", "without any norm"]
+    assert [target.text for target in table.targets] == ["folded against unfolded", "folded against without any norm"]
+    assert "folded: logits off by" in table.title and "without any norm: logits" not in table.title
 
 
 def test_importing_the_library_is_measured_in_a_fresh_process():

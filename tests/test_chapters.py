@@ -12,6 +12,14 @@ from tools import readme
 from tools.chapters import ROOT, check, declared, read, read_profile, toc_chapters
 
 TINY = {
+    "augmentation": {
+        "seeds": 2, "train_size": 128, "width": 4, "epochs": 1, "severities": [1.0], "longer": [2], "input_rates": [0.1],
+        "input_epochs": 1, "cost_depths": [8], "cost_rounds": 2,
+    },
+    "batch_norm": {
+        "seeds": 2, "spread_seeds": 2, "train_size": 256, "layers": 3, "width": 8, "rates": [0.03, 0.1], "epochs": 1,
+        "batch_sizes": [2], "batch_pictures": 64, "batch_rates": [0.1], "long_epochs": 1, "rounds": 3,
+    },
     "residual": {
         "seeds": 2, "init_depths": [8], "depths": [8, 14], "epochs": 1, "tuning_depth": 8, "tuning_rates": [0.1, 0.3],
         "tuning_epochs": 1, "shortcut_depth": 8, "shortcut_epochs": 1, "task_units": 1, "task_epochs": 1,
