@@ -1,4 +1,4 @@
-"""Images per second of a ResNet-18 that only answers: its norms as they are, folded, left out, or left to a compiler."""
+"""Images per second of a ResNet-18 that only answers: its norms as they are, folded, left out, or for a compiler."""
 
 import copy
 
