@@ -183,14 +183,17 @@ def seeded(seed: int) -> Iterator[None]:
 
 
 def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
-    """SGD with Nesterov momentum or AdamW, fused; weight decay on matrices and filters only."""
+    """SGD with Nesterov momentum or AdamW, fused where that is safe; weight decay on matrices and filters only."""
     decayed = [p for p in model.parameters() if p.requires_grad and p.ndim > 1]
     kept = [p for p in model.parameters() if p.requires_grad and p.ndim <= 1]
     groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": kept, "weight_decay": 0.0}]
-    fused = next(model.parameters()).device.type in ("cpu", "cuda")
+    device = next(model.parameters()).device
+    fused = device.type in ("cpu", "cuda")
     if config.optimizer == "adamw":
         return torch.optim.AdamW(groups, lr=config.learning_rate, fused=fused)
     nesterov = config.momentum > 0
+    # Where a loss scaler skips the first step, fused SGD goes on with a momentum that nobody has set (PyTorch 2.15).
+    fused = fused and precision.choose_precision(config.precision, device) != "fp16"
     return torch.optim.SGD(groups, lr=config.learning_rate, momentum=config.momentum, nesterov=nesterov, fused=fused)
 
 

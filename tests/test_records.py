@@ -321,3 +321,14 @@ def test_a_chapter_finds_out_at_once_that_its_records_cannot_be_written(tmp_path
         records.Chapter("x", "smoke", {}, {}, [0, 1], str(tmp_path / "file"))
     records.Chapter("x", "smoke", {}, {}, [0, 1], str(tmp_path / "new"))
     assert list((tmp_path / "new").iterdir()) == []
+
+
+def test_an_amended_definition_leaves_records_as_they_were_and_only_from_the_version_it_names():
+    for (name, before, after), why in records.AMENDMENTS.items():
+        module, _, definition = name.partition(".")
+        assert records.definitions(module)[definition] == after, f"{name} has changed again: the amendment is void"
+        assert why and before != after
+        for hashed, reasons in ((before, []), ("0", [f"resnet_lib.{name} has changed"])):
+            record = replace(RECORD, code={"experiment": {}, "library": {name: hashed}})
+            assert records.stale(record, {}) == reasons
+    assert not [r for r in records.published() if '"precision": "fp16"' in json.dumps(r.config)]

@@ -465,3 +465,25 @@ def test_a_gpu_asked_for_where_there_is_none_is_named(digits):
         pytest.skip("this machine has a GPU")
     with pytest.raises(ValueError, match=r"device='cuda': this machine has 0 CUDA GPU\(s\); use 'auto' or 'cpu'"):
         fit(digits, replace(CONFIG, device="cuda"))
+
+
+def first_step_skipped(fused):
+    """A weight after a step that the scaler skips and one that it lets pass, by SGD with momentum."""
+    weight = torch.nn.Parameter(torch.ones(1000))
+    optimizer = torch.optim.SGD([weight], lr=0.1, momentum=0.9, nesterov=True, fused=fused)
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0)
+    scaler.scale(torch.zeros(()))  # which makes its state
+    for gradient in (math.inf, 1.0):
+        weight.grad = torch.full_like(weight, gradient * scaler.get_scale())
+        scaler.step(optimizer)
+        scaler.update()
+    return weight.detach()
+
+
+def test_sgd_is_fused_but_where_a_scaler_may_skip_its_first_step():
+    assert torch.allclose(first_step_skipped(fused=False), torch.full((1000,), 0.81))
+    for precision, fused in (("fp32", True), ("bf16", True), ("fp16", False)):
+        made = train.make_optimizer(network(), replace(CONFIG, precision=precision))
+        assert made.param_groups[0]["fused"] is fused  # so records made in fp32 and bf16 stand: see AMENDMENTS
+        adam = train.make_optimizer(network(), replace(CONFIG, precision=precision, optimizer="adamw"))
+        assert adam.param_groups[0]["fused"] is True
