@@ -64,7 +64,8 @@ def choose_precision(name: str, device: torch.device) -> str:
     """The number format of convolutions and matrix products: "fp32", "bf16" or "fp16".
 
     Args:
-        name: "auto" takes bf16 where the device has instructions for it, fp16 on older GPUs, else fp32.
+        name: "auto" takes bf16 where the device has instructions for it, fp16 on older GPUs, else fp32. What a device
+            can do is not always quick: see `quickest`.
     """
     if name not in PRECISIONS:
         raise ValueError(f"precision={name!r} is not one of {', '.join(map(repr, PRECISIONS))}")
