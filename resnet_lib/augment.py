@@ -78,9 +78,12 @@ def random_crop_flip_cutout(
         rows = pixels.as_strided((count * tall * wide - width + 1, width * channels), (channels, 1))
         pixels = rows.index_select(0, (first * wide + left).flatten()).view(count, height, width, channels)
     if probability:
-        both = torch.cat([pixels, pixels.index_select(0, mirrored.nonzero()[:, 0]).flip(2)])
-        taken = torch.where(mirrored, count - 1 + mirrored.cumsum(0), torch.arange(count, device=device))
-        pixels = both.index_select(0, taken)
+        pixels = pixels.contiguous() if padding else pixels.clone(memory_format=torch.contiguous_format)
+        which = mirrored.nonzero()[:, 0]
+        whole, turned = pixels.view(count, -1), pixels.index_select(0, which).flip(2).view(len(which), -1)
+        if whole[0].nbytes % 8 == 0:  # eight bytes at a time: PyTorch copies elements, however short they are
+            whole, turned = whole.view(torch.int64), turned.view(torch.int64)
+        whole.index_copy_(0, which, turned)
     pixels = pixels.contiguous().permute(0, 3, 1, 2)
     return cutout(pixels, size, generator=generator) if size else pixels
 
