@@ -28,7 +28,8 @@ AMENDMENTS = {
         "train.make_optimizer",
         "3fe0e43d3c650669",
         "edc11e2bace98eea",
-    ): "fp16 alone has another SGD; no record was made in fp16"
+    ): "fp16 alone has another SGD; no record was made in fp16",
+    ("augment.random_crop_flip_cutout", "58e25b2079d2a1c1", "fa4854228d51aa7d"): "the same pictures, sooner",
 }
 
 
