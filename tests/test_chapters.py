@@ -34,6 +34,10 @@ TINY = {
         "tasks": ["inpaint", "mirror"], "capacity_widths": [4, 8], "capacity_pictures": 64, "capacity_epochs": 1,
         "capacity_rates": [1e-2], "judge_depth": 8, "judge_epochs": 1, "pair_epochs": 1, "gan_epochs": 1,
     },
+    "tensor_cores": {
+        "seeds": 2, "train_size": 128, "seconds": 0.005, "product_sides": [128, 256], "aligned_sides": [63, 64],
+        "conv_shape": [1, 7], "layer_shape": [2, 32], "batches": [1, 4], "accuracy_seeds": 2, "accuracy_epochs": 1,
+    },
 }  # fmt: skip
 MEASURING = [path for path in toc_chapters() if "records_to" in declared(read(path))]
 NO_JUPYTER = """
@@ -63,7 +67,9 @@ def test_a_chapter_measures_without_jupyter_or_matplotlib_and_records_what_its_c
     found = records.published(chapter.stem, folder=tmp_path / "records")
     measured = set(claims.evidence(found))
     wanted = {t.measure for c in claims.load().values() if c.chapter == chapter.stem for t in c.tests}
-    assert wanted <= measured, f"claims.yml asks for what {chapter.stem} does not record"
+    excused = {note.partition(": ")[0] for record in found for note in record.notes}  # "experiment/estimate: why not"
+    assert wanted <= measured | excused, f"claims.yml asks for what {chapter.stem} neither records nor excuses"
+    assert not measured & excused, "what was measured needs no excuse"
     functions = records.notebook_functions(chapter)
     for record in found:
         assert records.stale(record, functions) == [], "a record just made is not stale"
