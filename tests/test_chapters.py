@@ -13,8 +13,8 @@ from tools.chapters import ROOT, check, declared, read, read_profile, toc_chapte
 
 TINY = {
     "augmentation": {
-        "seeds": 2, "train_size": 128, "width": 4, "epochs": 1, "severities": [1.0], "longer": [2], "input_rates": [0.1],
-        "input_epochs": 1, "cost_depths": [8], "cost_rounds": 2,
+        "seeds": 2, "train_size": 128, "width": 4, "epochs": 1, "severities": [1.0], "longer": [2],
+        "input_rates": [0.1], "input_epochs": 1, "cost_depths": [8], "cost_rounds": 2,
     },
     "batch_norm": {
         "seeds": 2, "spread_seeds": 2, "train_size": 256, "layers": 3, "width": 8, "rates": [0.03, 0.1], "epochs": 1,
