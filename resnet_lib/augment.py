@@ -15,9 +15,9 @@ Amount = float | tuple[float, float] | Tensor
 def random_crop(images: Tensor, padding: int = 4, generator: torch.Generator | None = None) -> Tensor:
     """Shift each image by −padding … +padding pixels in both directions; zeros come in at the border.
 
-    Args:    images: (N, C, H, W), any dtype and memory format. generator: on the images' device.
+    Args:    images: (N, C, H, W), uint8 or of a float type, 1 or 3 channels. generator: on the images' device.
     Returns: (N, C, H, W) in channels-last memory format.
-    Raises:  ValueError where the padding is negative or as large as the image.
+    Raises:  ValueError where the padding is negative or as large as the image, or images are none.
     """
     return _gather(images, padding, 0.0, generator)
 
@@ -35,7 +35,7 @@ def random_crop_flip(
 
 
 def _gather(images: Tensor, padding: int, probability: float, generator: torch.Generator | None) -> Tensor:
-    count, channels, height, width = images.shape
+    count, channels, height, width = _check(images)
     if not 0 <= padding < min(height, width):
         raise ValueError(f"padding={padding} must be at least 0 and smaller than the image ({height}×{width})")
     if not 0 <= probability <= 1:

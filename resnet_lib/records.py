@@ -30,6 +30,7 @@ AMENDMENTS = {
         "edc11e2bace98eea",
     ): "fp16 alone has another SGD; no record was made in fp16",
     ("augment.random_crop_flip_cutout", "58e25b2079d2a1c1", "fa4854228d51aa7d"): "the same pictures, sooner",
+    ("augment._gather", "bf30063d21496261", "97d502488f44f866"): "more is refused; images are as before",
 }
 
 

@@ -121,6 +121,9 @@ def test_memory_format_does_not_matter_and_the_result_is_channels_last():
         (lambda images: augment.random_crop(images, 4), "padding=4 must be"),
         (lambda images: augment.random_flip(images, 1.5), "probability=1.5 must lie between 0 and 1"),
         (lambda images: augment.random_crop_flip(images, 1, -0.1), "probability=-0.1 must lie"),
+        (lambda images: augment.random_crop(images[0]), r"images of shape \(1, 4, 6\) must be \(N, C, H, W\)"),
+        (lambda images: augment.random_flip(images.long()), "images of torch.int64 must be uint8 or of a float type"),
+        (lambda images: augment.random_crop_flip(images.tolist()), "images is of type list; it must be a tensor"),
     ],
 )
 def test_bad_input_is_named(call, message):
