@@ -35,33 +35,7 @@ def random_crop_flip(
 
 
 def _gather(images: Tensor, padding: int, probability: float, generator: torch.Generator | None) -> Tensor:
-    count, channels, height, width = _check(images)
-    if not 0 <= padding < min(height, width):
-        raise ValueError(f"padding={padding} must be at least 0 and smaller than the image ({height}×{width})")
-    if not 0 <= probability <= 1:
-        raise ValueError(f"probability={probability} must lie between 0 and 1")
-    device = images.device
-    if probability:
-        flipped = torch.rand(count, 1, 1, 1, generator=generator, device=device) < probability
-    pixels = images.permute(0, 2, 3, 1)
-    if padding:
-        pixels = F.pad(pixels, (0, 0, padding, padding, padding, padding)).contiguous()
-        top, left = torch.randint(0, 2 * padding + 1, (2, count, 1), generator=generator, device=device)
-        # A window's row is contiguous in the channels-last batch: gathering whole rows beats gathering pixels.
-        tall, wide = pixels.shape[1:3]
-        first = torch.arange(count, device=device)[:, None] * tall + top + torch.arange(height, device=device)
-        first = first * wide + left  # (N, height): where each row begins, counted in pixels
-        rows = pixels.as_strided((count * tall * wide - width + 1, width * channels), (channels, 1))
-        pixels = rows[first.view(-1)].view(count, height, width, channels)
-    if probability:
-        pixels = torch.where(flipped, pixels.flip(2), pixels)
-    return pixels.contiguous().permute(0, 3, 1, 2)
-
-
-def random_crop_flip_cutout(
-    images: Tensor, padding: int = 4, probability: float = 0.5, size: int = 8, generator: Generator | None = None
-) -> Tensor:
-    """`random_crop_flip`, then `cutout` unless size is 0: what the two give for the same generator, sooner on a CPU."""
+    """Images cropped and flipped, in memory of their own, so that a caller may change them."""
     count, channels, height, width = _check(images)
     if not 0 <= padding < min(height, width):
         raise ValueError(f"padding={padding} must be at least 0 and smaller than the image ({height}×{width})")
@@ -72,20 +46,37 @@ def random_crop_flip_cutout(
         mirrored = torch.rand(count, generator=generator, device=device) < probability
     if padding:
         pixels = F.pad(pixels, (0, 0, padding, padding, padding, padding)).contiguous()
-        tall, wide = pixels.shape[1:3]
         top, left = torch.randint(0, 2 * padding + 1, (2, count, 1), generator=generator, device=device)
+        # A window's row is contiguous in the channels-last batch: gathering whole rows beats gathering pixels.
+        tall, wide = pixels.shape[1:3]
         first = torch.arange(count, device=device)[:, None] * tall + top + torch.arange(height, device=device)
+        first = first * wide + left  # (N, height): where each row begins, counted in pixels
         rows = pixels.as_strided((count * tall * wide - width + 1, width * channels), (channels, 1))
-        pixels = rows.index_select(0, (first * wide + left).flatten()).view(count, height, width, channels)
-    if probability:
-        pixels = pixels.contiguous() if padding else pixels.clone(memory_format=torch.contiguous_format)
+        pixels = rows.index_select(0, first.flatten()).view(count, height, width, channels)
+    else:
+        pixels = pixels.clone(memory_format=torch.contiguous_format)
+    if probability and device.type == "cpu":
         which = mirrored.nonzero()[:, 0]
-        whole, turned = pixels.view(count, -1), pixels.index_select(0, which).flip(2).view(len(which), -1)
-        if whole[0].nbytes % 8 == 0:  # eight bytes at a time: PyTorch copies elements, however short they are
-            whole, turned = whole.view(torch.int64), turned.view(torch.int64)
-        whole.index_copy_(0, which, turned)
-    pixels = pixels.contiguous().permute(0, 3, 1, 2)
-    return cutout(pixels, size, generator=generator) if size else pixels
+        turned = pixels.index_select(0, which).flip(2)
+        _put_(pixels.flatten(1), which, turned.flatten(1))
+    elif probability:  # to ask a GPU how many are mirrored would be to wait for it
+        pixels = torch.where(mirrored.view(-1, 1, 1, 1), pixels.flip(2), pixels)
+    return pixels.permute(0, 3, 1, 2)
+
+
+def _put_(target: Tensor, which: Tensor, rows: Tensor) -> None:
+    """target[which] = rows of two contiguous matrices; rows that meet in one place must be equal."""
+    if target[0].nbytes % 8 == 0:  # eight bytes at a time: PyTorch copies elements, however short they are
+        target, rows = target.view(torch.int64), rows.view(torch.int64)
+    target.index_copy_(0, which, rows)
+
+
+def random_crop_flip_cutout(
+    images: Tensor, padding: int = 4, probability: float = 0.5, size: int = 8, generator: Generator | None = None
+) -> Tensor:
+    """`random_crop_flip`, then `cutout` unless size is 0: what the two give, with a copy less."""
+    images = _gather(images, padding, probability, generator)
+    return _cut_(images, size, 0.0, generator) if size else images
 
 
 def alternating_flip(images: Tensor, mirrored_first: Tensor, epoch: int) -> Tensor:
@@ -124,8 +115,8 @@ def resample(images: Tensor, matrices: Tensor, mode: str = "bilinear", fill: flo
         raise ValueError(f"matrices of shape {tuple(matrices.shape)} must be ({count}, 2, 3), one for each image")
     if mode not in ("bilinear", "nearest"):
         raise ValueError(f"mode={mode!r} must be 'bilinear' or 'nearest'")
-    x, y = (torch.arange(side, device=images.device) - (side - 1) / 2 for side in (width, height))
-    matrices = matrices.to(images.device, torch.float32) * (2 / images.new_tensor([[width], [height]], dtype=x.dtype))
+    x, y = (torch.arange(1 - side, side, 2, device=images.device) / 2 for side in (width, height))
+    matrices = matrices.to(images.device, torch.float32) * x.new_tensor([[2 / width], [2 / height]])
     columns = matrices[:, :, :1] * x  # (N, 2, W): what a column adds to the place of its pixels
     rows = matrices[:, :, 1:2] * y + matrices[:, :, 2:]
     places = (rows[:, :, :, None] + columns[:, :, None]).permute(0, 2, 3, 1)  # where F.affine_grid multiplies matrices
@@ -156,11 +147,13 @@ def affine(
     Raises:  ValueError naming an amount out of its range.
     """
     _check(images)
-    turn = _draw(images, "degrees", degrees, generator).deg2rad()
+    turn = _draw(images, "degrees", degrees, generator)
     x, y = _draw(images, "x", x, generator), _draw(images, "y", y, generator)
     size = _draw(images, "factor", factor, generator, 1.0, 0.01, 100.0)
-    slant_x = _draw(images, "shear_x", shear_x, generator, 0.0, -80.0, 80.0).deg2rad().tan()
-    slant_y = _draw(images, "shear_y", shear_y, generator, 0.0, -80.0, 80.0).deg2rad().tan()
+    slant_x = _draw(images, "shear_x", shear_x, generator, 0.0, -80.0, 80.0)
+    slant_y = _draw(images, "shear_y", shear_y, generator, 0.0, -80.0, 80.0)
+    turn, slant_x, slant_y = torch.stack([turn, slant_x, slant_y]).deg2rad()
+    slant_x, slant_y = slant_x.tan(), slant_y.tan()
     cos, sin = turn.cos() / size, turn.sin() / size
     c, d = sin + slant_y * cos, cos - slant_y * sin  # the way back: each factor's inverse, in the opposite order
     a, b = slant_x * c + cos, slant_x * d - sin
@@ -168,9 +161,20 @@ def affine(
     return resample(images, matrices, mode, fill)
 
 
-def translate(images: Tensor, x: Amount = 4.0, y: Amount = 4.0, **settings) -> Tensor:
-    """Shift by x pixels to the right and y down, fractions too; settings and the rest as `affine`."""
-    return affine(images, x=x, y=y, **settings)
+def translate(
+    images: Tensor,
+    x: Amount = 4.0,
+    y: Amount = 4.0,
+    mode: str = "bilinear",
+    fill: float = 0.0,
+    generator: Generator | None = None,
+) -> Tensor:
+    """Shift by x pixels to the right and y down, fractions too; the rest as `affine`, without its angles to compute."""
+    _check(images)
+    shifts = torch.stack([_draw(images, "x", x, generator), _draw(images, "y", y, generator)], 1)
+    matrices = torch.eye(2, 3, device=images.device).repeat(len(images), 1, 1)
+    matrices[:, :, 2] -= shifts
+    return resample(images, matrices, mode, fill)
 
 
 def rotate(images: Tensor, degrees: Amount = 15.0, **settings) -> Tensor:
@@ -290,14 +294,35 @@ def blur(images: Tensor, sigma: Amount = (0.1, 2.0), size: int = 7, generator: G
 def cutout(images: Tensor, size: int = 8, fill: float = 0.0, generator: Generator | None = None) -> Tensor:
     """Put `fill` (in the images' own units) on a square, size × size pixels, centred on any pixel, cut at the border.
 
+    Returns: as `random_crop`.
     Raises:  ValueError where the square is larger than the image.
     Source:  DeVries & Taylor 2017, arXiv:1708.04552, §3.2; their squares of 16 pixels suit CIFAR-10, 8 CIFAR-100.
     """
-    _, _, height, width = _check(images)
+    _check(images)
+    return _cut_(images.clone(memory_format=torch.channels_last), size, fill, generator)
+
+
+def _cut_(images: Tensor, size: int, fill: float, generator: Generator | None) -> Tensor:
+    """`cutout` in place, of images contiguous in channels-last memory format."""
+    count, channels, height, width = images.shape
     if not 1 <= size <= min(height, width):
         raise ValueError(f"size={size} must be at least 1 and no larger than the image ({height}×{width})")
-    kept = _around_boxes(images, [size, size], generator)
-    return images * kept + images.new_tensor(fill) * (1 - kept) if fill else images * kept
+    device, before = images.device, size // 2
+    down, right = (torch.randint(side, (count,), generator=generator, device=device) for side in (height, width))
+    # Each image's row through its hole is a window on one long row with one hole.
+    long = images.new_ones(3 * width, channels)
+    long[width : width + size] = 0
+    windows = long.view(-1).unfold(0, width * channels, channels)
+    kept = windows.index_select(0, width + before - right)[:, None]
+    # A hole that reaches over the border names the border's row again, which it holds too, for the centre is inside.
+    which = (down[:, None] + torch.arange(-before, size - before, device=device)).clamp_(0, height - 1)
+    which = (which + torch.arange(0, count * height, height, device=device)[:, None]).flatten()
+    rows = images.permute(0, 2, 3, 1).view(count * height, width * channels)
+    cut = rows.index_select(0, which).view(count, size, -1).mul_(kept)
+    if fill:
+        cut += images.new_tensor(fill) * (1 - kept)
+    _put_(rows, which, cut.flatten(0, 1))
+    return images
 
 
 def _around_boxes(images: Tensor, sides: list[int] | list[Tensor], generator: Generator | None) -> Tensor:

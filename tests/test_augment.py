@@ -430,6 +430,74 @@ def test_the_fused_function_gives_what_its_parts_give(padding, probability, size
         assert torch.equal(fused, parts) and fused.is_contiguous(memory_format=torch.channels_last)
 
 
+def plainly_cropped(images, padding, probability, size, source):
+    """Image by image, by slices; drawn in this order: mirrored, tops, lefts, then the holes' rows and columns."""
+    count, _, height, width = images.shape
+    mirrored = (torch.rand(count, generator=source) if probability else torch.ones(count)) < probability
+    shifts = torch.randint(0, 2 * padding + 1, (2, count, 1), generator=source) if padding else torch.zeros(2, count, 1)
+    holes = [torch.randint(side, (count,), generator=source) for side in (height, width)] if size else []
+    outs = []
+    for index, image in enumerate(F.pad(images, (padding,) * 4)):
+        top, left = shifts[:, index, 0].int().tolist()
+        image = image[:, top : top + height, left : left + width]
+        image = image.flip(2) if mirrored[index] else image.clone()
+        if size:
+            down, right = (centre[index].item() - size // 2 for centre in holes)
+            image[:, max(down, 0) : max(down + size, 0), max(right, 0) : max(right + size, 0)] = 0
+        outs.append(image)
+    return torch.stack(outs)
+
+
+@in_both
+@on_each
+@pytest.mark.parametrize("padding", [0, 3])
+@pytest.mark.parametrize("probability", [0.0, 0.03, 0.5, 1.0])
+def test_crop_flip_and_cutout_draw_in_an_order_that_records_rely_on(probability, padding, shape, dtype):
+    for count, size in ((1, 4), (20, 0), (20, 1), (20, 8)):  # of one image, or at 0.03, often none is mirrored
+        images = noise(shape, dtype)[:1].expand(count, -1, -1, -1)
+        made = augment.random_crop_flip_cutout(images, padding, probability, size, generator())
+        assert torch.equal(made, plainly_cropped(images, padding, probability, size, generator()))
+
+
+def test_what_is_returned_is_nobody_elses_memory():
+    images = noise((3, 8, 8)).contiguous(memory_format=torch.channels_last)
+    before = images.clone()
+    for out in (augment.random_crop_flip(images, 0, 0.0), augment.random_flip(images, 1.0), augment.cutout(images, 2)):
+        out.fill_(0)
+        assert torch.equal(images, before) and out.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_affine_keeps_to_its_formula_bit_by_bit_as_records_rely_on():
+    images, source = noise((3, 20, 28), torch.float32), generator()
+    count, _, height, width = images.shape
+    amounts = {"degrees": 15.0, "x": 4.0, "y": 3.0, "factor": 0.2, "shear_x": 10.0, "shear_y": 5.0}
+    drawn = [
+        torch.empty(count).uniform_(m - a, m + a, generator=source)
+        for m, a in zip((0, 0, 0, 1, 0, 0), amounts.values(), strict=True)
+    ]
+    turn, x, y, size, slant_x, slant_y = drawn
+    turn, slant_x, slant_y = turn.deg2rad(), slant_x.deg2rad().tan(), slant_y.deg2rad().tan()
+    cos, sin = turn.cos() / size, turn.sin() / size
+    c, d = sin + slant_y * cos, cos - slant_y * sin
+    a, b = slant_x * c + cos, slant_x * d - sin
+    matrices = torch.stack([a, b, -a * x - b * y, c, d, -c * x - d * y], 1).view(-1, 2, 3)
+    assert torch.equal(augment.affine(images, **amounts, generator=generator()), plainly_resampled(images, matrices))
+    shifts = torch.eye(2, 3).repeat(count, 1, 1)
+    source = generator()
+    shifts[:, :, 2] = -torch.stack([torch.empty(count).uniform_(-4, 4, generator=source) for _ in "xy"], 1)
+    assert torch.equal(augment.translate(images, generator=generator()), plainly_resampled(images, shifts))
+    assert torch.equal(augment.affine(images, x=4.0, y=4.0, generator=generator()), plainly_resampled(images, shifts))
+
+
+def plainly_resampled(images, matrices):
+    height, width = images.shape[2:]
+    x, y = (torch.arange(side) - (side - 1) / 2 for side in (width, height))
+    matrices = matrices * (2 / torch.tensor([[float(width)], [height]]))
+    across = matrices[:, :, 1:2] * y + matrices[:, :, 2:]
+    places = (across[:, :, :, None] + (matrices[:, :, :1] * x)[:, :, None]).permute(0, 2, 3, 1)
+    return F.grid_sample(images, places, align_corners=False)
+
+
 def test_alternating_flip_shows_each_side_once_in_two_epochs():
     images = pictures(1000, 3, 4, 5, torch.uint8)
     first = torch.rand(1000, generator=generator()) < 0.5
