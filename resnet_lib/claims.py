@@ -7,13 +7,13 @@ from math import isfinite
 from pathlib import Path
 
 from resnet_lib import records
-from resnet_lib.stats import Estimate
+from resnet_lib.paths import digest, project_root
+from resnet_lib.stats import Estimate, quantity
 
 KINDS = ("definition", "fact", "effect")
 WORDS = ("supported", "refuted", "qualified", "undecided", "not yet tested")
 # how a rule reads; the bound goes in the braces
 DIRECTIONS = {"greater": "at least {}", "less": "at most {}", "within": "within ±{}", "outside": "beyond ±{}"}
-PHRASES = {"holds": "holds", "fails": "does not hold", "undecided": "is undecided", "not tested": "is not yet tested"}
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,16 @@ class Claim:
 class Verdict:
     word: str  # one of WORDS
     outcomes: dict[str, str]  # measure → holds, fails, undecided or not tested
-    sentence: str
+
+
+def rule_hash(test: Test) -> str:
+    """What decides an outcome beside the estimate; a record keeps it, so that a rule changed later is seen."""
+    return digest([test.measure, test.direction, test.bound, test.unit, test.confidence])
+
+
+def needed(test: Test) -> str:
+    """What a rule asks of the whole interval, in words."""
+    return DIRECTIONS[test.direction].format(quantity(test.bound, test.unit))
 
 
 def outcome(test: Test, estimate: Estimate) -> str:
@@ -118,17 +127,7 @@ def judge(claim: Claim, estimates: Mapping[str, Estimate]) -> Verdict:
         if {"holds", "fails"} <= found
         else "undecided"
     )
-    if word == "not yet tested":
-        return Verdict(word, outcomes, f"Not yet tested: planned for the chapter {claim.chapter}.")
-    parts = []
-    for result, phrase in PHRASES.items():
-        for test in claim.tests:
-            if outcomes[test.measure] != result:
-                continue
-            needed = DIRECTIONS[test.direction].format(f"{test.bound:g}")
-            measured = "" if result == "not tested" else f" ({estimates[test.measure]}; needed: {needed})"
-            parts.append(f"it {phrase} {test.when}{measured}")
-    return Verdict(word, outcomes, f"{word.capitalize()}: {'; '.join(parts)}.")
+    return Verdict(word, outcomes)
 
 
 def evidence(found: Iterable[records.Record]) -> dict[str, Estimate]:
@@ -155,7 +154,7 @@ def load(path: str | Path | None = None) -> dict[str, Claim]:
     """
     import yaml
 
-    path = Path(path) if path is not None else records.project_root() / "claims.yml"
+    path = Path(path) if path is not None else project_root() / "claims.yml"
     entries = yaml.safe_load(path.read_text(encoding="utf-8"))
     if not isinstance(entries, list):
         raise ValueError(f"{path} holds a {type(entries).__name__}; it must be a list of claims")

@@ -12,14 +12,14 @@ import tarfile
 import warnings
 import zipfile
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 import numpy as np
 import torch
 
-from resnet_lib.records import cache_folder
+from resnet_lib.paths import cache_folder
 
 TORCHVISION = {"cifar10": "CIFAR10", "cifar100": "CIFAR100", "fashion_mnist": "FashionMNIST"}
 KNOWN = ("digits", *TORCHVISION)
@@ -60,7 +60,18 @@ class Dataset:
             f"{sizes['val']:,} to choose by, {sizes['test']:,} to test once."
         )
         facts = {"name": self.name, "note": self.note, "fingerprint": self.fingerprint}
-        return facts | sizes | {"shape": shape, "text": text}
+        return facts | sizes | {"shape": shape, "classes": len(self.class_names), "text": text}
+
+
+def with_test_size(dataset: Dataset, test_size: int) -> Dataset:
+    """The same pictures, of which only the first `test_size` of the test split are judged; 0 keeps all.
+
+    Raises: ValueError for a negative size, or one beyond the split.
+    """
+    if not 0 <= test_size <= len(dataset.test):
+        raise ValueError(f"test_size={test_size} must lie between 0, which takes all, and {len(dataset.test)}")
+    count = test_size or len(dataset.test)
+    return replace(dataset, test=Split(dataset.test.images[:count], dataset.test.labels[:count]))
 
 
 class _Pictures(NamedTuple):  # a source before it is split

@@ -1,7 +1,47 @@
 """A chapter's parameters: what the cell tagged `parameters` declares, checked after papermill has changed it."""
 
 import ast
+import json
 import types
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Parameter:
+    name: str
+    kind: str  # the annotation as written, "int" or "list[int]"; "" where there is none
+    default: object
+    comment: str  # the trailing comment, without its hash
+
+
+def declared_in(notebook: str | Path) -> dict[str, Parameter]:
+    """The parameters that a notebook's cell tagged `parameters` declares; {} where it has none."""
+    for cell in json.loads(Path(notebook).read_text(encoding="utf-8"))["cells"]:
+        if "parameters" in cell["metadata"].get("tags", []):
+            return declared("".join(cell["source"]))
+    return {}
+
+
+def declared(source: str) -> dict[str, Parameter]:
+    """The parameters that the source of such a cell declares, by name, in order.
+
+    Raises: ValueError naming the one whose default is no literal.
+    """
+    lines = source.splitlines()
+    found = {}
+    for node in ast.parse(source).body:
+        target = node.target if isinstance(node, ast.AnnAssign) else getattr(node, "targets", [None])[0]
+        if not isinstance(target, ast.Name) or node.value is None:
+            continue
+        try:
+            default = ast.literal_eval(node.value)
+        except ValueError:
+            raise ValueError(f"parameter {target.id!r}: the default must be a literal") from None
+        kind = ast.unparse(node.annotation) if isinstance(node, ast.AnnAssign) else ""
+        rest = lines[node.end_lineno - 1].encode()[node.end_col_offset :].decode()
+        found[target.id] = Parameter(target.id, kind, default, rest.partition("#")[2].strip())
+    return found
 
 
 def check(namespace: dict) -> dict:

@@ -1,6 +1,8 @@
 """Figures: f(ax, rows, …) → ax. One palette, every seed visible, labelled units; never trains, never loads."""
 
 import contextlib
+import contextvars
+import io
 from collections.abc import Callable, Iterator, Sequence
 from statistics import fmean
 
@@ -28,9 +30,23 @@ STYLE = {
 }
 
 
+_captured: contextvars.ContextVar[list | None] = contextvars.ContextVar("captured", default=None)
+
+
+@contextlib.contextmanager
+def captured() -> Iterator[list[bytes]]:
+    """Inside the block figures are not shown but kept, each as the bytes of a PNG."""
+    pictures: list[bytes] = []
+    token = _captured.set(pictures)
+    try:
+        yield pictures
+    finally:
+        _captured.reset(token)
+
+
 @contextlib.contextmanager
 def figure(rows: int = 1, columns: int = 1, *, height: float = 3.5, width: float = 6.0, **options) -> Iterator:
-    """A figure in the book's style; it is shown at the end of the block. Gives (figure, axes).
+    """A figure in the book's style; it is shown (or captured) at the end of the block. Gives (figure, axes).
 
     Args: height, width: in inches; 6 wide fits the page and stays readable on a phone.
     """
@@ -40,7 +56,13 @@ def figure(rows: int = 1, columns: int = 1, *, height: float = 3.5, width: float
         made, axes = plt.subplots(rows, columns, figsize=(width, height), **options)
         try:
             yield made, axes
-            plt.show()
+            pictures = _captured.get()
+            if pictures is None:
+                plt.show()
+            else:
+                file = io.BytesIO()
+                made.savefig(file, format="png")
+                pictures.append(file.getvalue())
         finally:
             plt.close(made)
 
@@ -130,6 +152,23 @@ def dots(
             label=label(name),
         )
     ax.set_xticks(range(len(categories)), [str(c) for c in categories])
+    return ax
+
+
+def forest(ax, rows: Sequence[dict], label: str, estimate: str, *, bound: float | None = None, colour: str = BLUE):
+    """A line a row, first on top: its label, its estimate as a dot with its interval, and a grey line at zero.
+
+    Args: label, estimate: the columns that hold a name and a stats.Estimate; bound: of a rule, drawn dashed.
+    """
+    for place, row in enumerate(rows):
+        found = row[estimate]
+        ends = [[found.mean - found.low], [found.high - found.mean]]
+        ax.errorbar([found.mean], [place], xerr=ends, fmt="o", color=colour, capsize=3, elinewidth=1.5)
+    ax.axvline(0, color="grey", linewidth=1)
+    if bound is not None:
+        ax.axvline(bound, color="grey", linewidth=1, linestyle="--")
+    ax.set_yticks(range(len(rows)), [str(row[label]) for row in rows])
+    ax.set_ylim(len(rows) - 0.5, -0.5)
     return ax
 
 

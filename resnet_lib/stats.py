@@ -32,14 +32,26 @@ class Estimate:
 
     def __format__(self, spec: str) -> str:
         """With no format given: decimals enough for two significant figures of the interval's half-width."""
-        half = (self.high - self.low) / 2
+        scale, unit = READ_AS.get(self.unit, (1, self.unit))
+        mean, low, high = (scale * value for value in (self.mean, self.low, self.high))
+        half = (high - low) / 2
         if not spec:
             decimals = max(0, 1 - floor(log10(half))) if half > 0 else 7
             spec = f".{decimals}f" if decimals < 7 else ".4g"
-        unit = f" {self.unit}" if self.unit else ""
+        unit = f" {unit}" if unit else ""
         if self.method == "exact":
-            return f"{self.mean:{spec}}{unit} (exact)"
-        return f"{self.mean:{spec}} [{self.low:{spec}}, {self.high:{spec}}]{unit} (n={self.n})"
+            return f"{mean:{spec}}{unit} (exact)"
+        return f"{mean:{spec}} [{low:{spec}}, {high:{spec}}]{unit} (n={self.n})"
+
+
+# Fractions are kept as fractions and read as points of a hundred; a share of something as percent of it.
+READ_AS = {"accuracy": (100, "points"), "error": (100, "points"), "share": (100, "%"), "relative": (100, "%")}
+
+
+def quantity(value: float, unit: str) -> str:
+    """A number with its unit, as a reader sees it."""
+    scale, word = READ_AS.get(unit, (1, unit))
+    return f"{scale * value:g} {word}".rstrip()
 
 
 def exact(value: float, unit: str = "") -> Estimate:
@@ -102,6 +114,63 @@ def paired_rows(
     Args:    pair: columns in which partners agree; options: as in `paired`.
     Raises:  ValueError naming the first row without a partner, or with two.
     """
+    return paired(*_partners(rows, value, by, a, b, pair), **options)
+
+
+def paired_ratio(
+    rows: Iterable[dict],
+    value: str,
+    by: str,
+    a: object,
+    b: object,
+    pair: tuple[str, ...] = ("seed",),
+    unit: str = "times",
+    **options,
+) -> Estimate:
+    """Mean of `value` at row[by] == a over that at row[by] == b, a ratio for each pair; else as `paired_rows`."""
+    return interval(_ratios(*_partners(rows, value, by, a, b, pair)), unit=unit, **options)
+
+
+def paired_change(
+    rows: Iterable[dict],
+    value: str,
+    by: str,
+    a: object,
+    b: object,
+    pair: tuple[str, ...] = ("seed",),
+    unit: str = "relative",
+    **options,
+) -> Estimate:
+    """Mean of (a - b) / b, a share for each pair: how much larger `value` is at a than at b; else as `paired_rows`."""
+    return interval(_ratios(*_partners(rows, value, by, a, b, pair)) - 1, unit=unit, **options)
+
+
+def best_setting(rows: Iterable[dict], value: str, setting: str, highest: bool = False) -> object:
+    """The value of the column `setting` whose rows have the lowest mean `value`; if `highest`, the highest mean.
+
+    Of settings with equal means, the lower one: a gentler learning rate, a smaller network.
+    Raises: ValueError where there is no row, or where a value is not finite.
+    """
+    groups: dict[object, list[float]] = {}
+    for row in rows:
+        groups.setdefault(row[setting], []).append(row[value])
+    if not groups:
+        raise ValueError(f"no rows: there is no {setting} to choose from")
+    means = {key: float(_finite(values).mean()) for key, values in groups.items()}
+    return min(sorted(means), key=lambda key: -means[key] if highest else means[key])
+
+
+def _ratios(a: list[float], b: list[float]) -> np.ndarray:
+    a, b = _finite(a), _finite(b)
+    if not b.all():
+        raise ValueError(f"value 0 at position {int(np.flatnonzero(b == 0)[0])} of what is divided by")
+    return a / b
+
+
+def _partners(
+    rows: Iterable[dict], value: str, by: str, a: object, b: object, pair: tuple[str, ...]
+) -> tuple[list[float], list[float]]:
+    """The values of both sides, in an order in which partners stand at the same place."""
     pair = _columns(pair)
     rows = list(rows)
     sides = []
@@ -125,7 +194,7 @@ def paired_rows(
         for wanted, side in zip((a, b), sides, strict=True):
             if key not in side:
                 raise ValueError(f"no row with {by}={wanted!r} and {_named(pair, key)}: every row needs a partner")
-    return paired(list(sides[0].values()), [sides[1][key] for key in sides[0]], **options)
+    return list(sides[0].values()), [sides[1][key] for key in sides[0]]
 
 
 def equivalent(

@@ -6,7 +6,8 @@ import sys
 import time
 from collections.abc import Callable, Iterable
 
-from resnet_lib.records import cache_folder, code_of, digest, write_atomically
+from resnet_lib.paths import cache_folder, digest, write_atomically
+from resnet_lib.records import as_stored
 
 
 def conditions(**axes: Iterable) -> list[dict]:
@@ -18,39 +19,39 @@ def run(
     function: Callable[..., list[dict]],
     runs: list[dict],
     *,
-    recipe: dict | None = None,
+    recipe: dict,
     resume: bool = False,
+    finished: dict[str, list[dict]] | None = None,
     progress: bool = True,
-) -> list[dict]:
+) -> list[list[dict]]:
     """Call `function(**condition)` for each condition and collect its rows, each with the condition's columns.
 
     Args:
         runs: the conditions, as from `conditions`.
-        recipe: what else decides the result (settings, the data's fingerprint). Needed to resume.
-        resume: keep each finished run in the cache folder, under a key of function, library, recipe and condition,
-            and take it from there the next time.
-    Returns: rows; run_s is the time the run took when it was made.
+        recipe: what else decides the result: code, settings, the data's fingerprint; with a condition, a run's key.
+        resume: keep each finished run in the cache folder, and take it from there the next time.
+        finished: runs by their key, looked up first and added to: what several experiments share is run once.
+    Returns: the rows of each condition, as a record stores them; run_s is the time the run took when it was made.
     """
     from tqdm import tqdm
 
-    if resume and recipe is None:
-        raise ValueError("resume=True needs a recipe, or a run with other settings could be mistaken for this one")
-    rows = []
-    folder = cache_folder() / "runs"
-    code = code_of(function) if resume else {}
+    finished = {} if finished is None else finished
+    folder, found = cache_folder() / "runs", []
+    name = getattr(function, "__name__", "run")
     interval = 0.5 if sys.stderr.isatty() else 5.0  # seconds between lines; a log keeps every one
-    bar = tqdm(runs, desc=function.__name__, disable=not progress, leave=False, mininterval=interval, unit="run")
+    bar = tqdm(runs, desc=name, disable=not progress, leave=False, mininterval=interval, unit="run")
     for condition in bar:
         bar.set_postfix_str(" ".join(f"{k}={v}" for k, v in condition.items()), refresh=False)
-        path = folder / f"{digest([code, recipe, condition])}.json"
-        if resume and path.exists():
-            rows += json.loads(path.read_text())
-            continue
-        started = time.perf_counter()
-        found = [condition | row for row in function(**condition)]
-        elapsed = time.perf_counter() - started
-        found = [row | {"run_s": elapsed} for row in found]
-        if resume:
-            write_atomically(path, json.dumps(found))
-        rows += found
-    return rows
+        key = digest([recipe, condition])
+        path = folder / f"{key}.json"
+        if key not in finished and resume and path.exists():
+            finished[key] = json.loads(path.read_text(encoding="utf-8"))
+        if key not in finished:
+            started = time.perf_counter()
+            rows = [condition | row for row in function(**condition)]
+            elapsed = time.perf_counter() - started
+            finished[key] = as_stored(row | {"run_s": elapsed} for row in rows)
+            if resume:
+                write_atomically(path, json.dumps(finished[key]))
+        found.append(finished[key])
+    return found

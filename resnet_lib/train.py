@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import itertools
 import json
 import math
 import os
@@ -234,6 +235,10 @@ class Batches:
                 images = augment.random_crop_flip(images, config.padding, 0.5, generator)
             yield self._prepare(images), self.labels[chosen]
 
+    def first(self, seed: int = 0) -> tuple[Tensor, Tensor]:
+        """The first training batch of a seed: the one with which its first step is taken."""
+        return next(self.training(seed, 0))
+
     def in_order(self, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Every image once, unaugmented; the last batch may be smaller."""
         for start in range(0, len(self.labels), batch_size):
@@ -244,6 +249,28 @@ class Batches:
 def stream(*numbers: int) -> int:
     """A generator seed from several numbers, such that neighbouring ones give unrelated streams."""
     return int.from_bytes(hashlib.sha256(repr(numbers).encode()).digest()[:7], "little")
+
+
+def settle(model: nn.Module, batches: Batches, count: int | None = None) -> nn.Module:
+    """Replace the norms' running averages, which remember their start, by plain averages over training batches.
+
+    Args:    count: of the batches of epoch 0 of seed 0; None takes all of them.
+    Returns: the model, in evaluation mode.
+    """
+    norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    update_rates = [norm.momentum for norm in norms]
+    try:
+        for norm in norms:
+            norm.reset_running_stats()
+            norm.momentum = None  # PyTorch's way to ask for a plain average
+        model.train()
+        with torch.no_grad():
+            for images, _ in itertools.islice(batches.training(0, 0), count):
+                model(images)
+    finally:
+        for norm, update_rate in zip(norms, update_rates, strict=True):
+            norm.momentum = update_rate
+    return model.eval()
 
 
 def evaluate(

@@ -1,58 +1,130 @@
-"""Verdicts as a reader sees them: a chapter's claims with this run beside the published one, and the ledger of all."""
+"""Verdicts as a reader sees them: a claim with what decided it, a chapter's strip, the ledger of all claims."""
 
+import html
 from collections.abc import Sequence
+from functools import cache
 
-from resnet_lib import claims, page, records
+from resnet_lib import claims, freshness, page, parameters, records
+from resnet_lib.paths import project_root
 
 MARKS = {"holds": "holds", "fails": "**does not hold**", "undecided": "undecided", "not tested": "not tested"}
 
 
 def stale_reasons(record: records.Record) -> list[str]:
-    """Why a published record no longer matches the book; the chapter's own code counts where it is at hand."""
-    notebook = records.project_root() / "chapters" / f"{record.chapter}.ipynb"
-    functions = records.notebook_functions(notebook) if notebook.is_file() else record.code["experiment"]
-    return records.stale(record, functions)
+    """Why a published record no longer matches the book: its code, the rules that judge it, its profile's settings."""
+    codes = [code for code in (record.code, *(entry["code"] for entry in record.attested)) if code]
+    reasons = min((freshness.changed(code) for code in codes), key=len, default=["the code that made it is not here"])
+    rules = {test.measure: claims.rule_hash(test) for claim in _claims().values() for test in claim.tests}
+    changed = [measure for measure, hashed in record.rules.items() if rules.get(measure, hashed) != hashed]
+    reasons += [f"the rule of {measure} was changed after the measurement" for measure in changed]
+    return reasons + _other_settings(record)
 
 
-def show(chapter: str, mine: Sequence[records.Record]) -> None:
-    """Print the verdict on each of a chapter's claims: by this run, and by the published records."""
-    theirs = records.published(chapter)
-    own, published = claims.evidence(mine), claims.evidence(theirs)
-    for claim in claims.load().values():
-        if claim.chapter != chapter:
-            continue
-        rows = []
-        verdicts = [claims.judge(claim, evidence) for evidence in (own, published)]
-        for test in claim.tests:
-            row = {
-                "when": test.when,
-                "needs": f"{claims.DIRECTIONS[test.direction].format(f'{test.bound:g}')} {test.unit}",
-            }
-            for name, evidence, verdict in zip(("own", "published"), (own, published), verdicts, strict=True):
-                found = evidence.get(test.measure)
-                row[name] = f"{found}: {MARKS[verdict.outcomes[test.measure]]}" if found else "–"
-            rows.append(row)
-        columns = {"when": "condition", "needs": "needs", "own": "this run", "published": "published"}
-        used = [r for r in theirs if any(t.measure.split("/")[0] == r.experiment for t in claim.tests)]
-        page.say(
-            f'<a id="{claim.id}"></a>\n\n**{claim.claim}** (`{claim.id}`)\n\n'
-            f"This run: **{verdicts[0].word}**. Published: **{verdicts[1].word}**{_provenance(used)}.\n\n"
-            f"{page.table(rows, columns)}\n\n"
-            f"Measured: {'; '.join(dict.fromkeys(test.what for test in claim.tests))}."
-        )
+def _other_settings(record: records.Record) -> list[str]:
+    """Settings that the record's profile would give now, where the chapter is at hand, and that differ."""
+    now = _profile(record.chapter, record.profile)
+    found = []
+    for name, value in record.settings.items():
+        if name in now and now[name] != "auto" and now[name] != value:
+            found.append(f"the profile {record.profile} now has {name}={now[name]!r}, the record {value!r}")
+    sizes = {"train_size": record.data.get("train"), "image_size": record.data.get("shape", [0])[-1]}
+    for name, value in sizes.items():
+        if now.get(name) and now[name] != value:
+            found.append(f"the profile {record.profile} now has {name}={now[name]}, the record's data {value}")
+    return found
+
+
+@cache
+def _profile(chapter: str, profile: str) -> dict:
+    import yaml
+
+    notebook = project_root() / "chapters" / f"{chapter}.ipynb"
+    file = project_root() / "profiles" / profile / f"{chapter}.yml"
+    if not notebook.is_file() or not (file.is_file() or profile == "smoke"):
+        return {}
+    defaults = {name: one.default for name, one in parameters.declared_in(notebook).items()}
+    return defaults | (yaml.safe_load(file.read_text(encoding="utf-8")) if file.is_file() else {})
+
+
+@cache
+def _claims() -> dict[str, claims.Claim]:
+    return claims.load()
+
+
+def of_chapter(chapter: str) -> list[claims.Claim]:
+    return [claim for claim in claims.load().values() if claim.chapter == chapter]
+
+
+def experiments_of(claim: claims.Claim) -> set[str]:
+    return {test.measure.split("/")[0] for test in claim.tests}
+
+
+def block(claim: claims.Claim, found: Sequence[records.Record], judge_age: bool = True) -> page.Block:
+    """A claim, its verdict by these records, and each rule with what it needs and what was measured.
+
+    Args: judge_age: say where a record no longer matches the book; a run made a moment ago does.
+    """
+    evidence = claims.evidence(found)
+    verdict = claims.judge(claim, evidence)
+    rows = [
+        {
+            "when": test.when,
+            "needs": claims.needed(test),
+            "found": str(evidence.get(test.measure, "–")),
+            "outcome": MARKS[verdict.outcomes[test.measure]],
+        }
+        for test in claim.tests
+    ]
+    columns = {"when": "condition", "needs": "needed", "found": "measured", "outcome": "outcome"}
+    what = "; ".join(dict.fromkeys(test.what for test in claim.tests))
+    used = [r for name, r in records.strongest(found).items() if name in experiments_of(claim)]
+    stale = sorted({reason for record in used if judge_age for reason in stale_reasons(record)})
+    head = page.Block(
+        f'<p class="claim" id="{claim.id}">{badge(verdict.word)} {page.inline(claim.claim)} '
+        f"<code>{claim.id}</code></p>",
+        f"{verdict.word.upper()}: {claim.claim} ({claim.id})",
+    )
+    parts = [head, page.table(rows, columns)]
+    if stale:
+        parts.append(page.paragraph(f"**Stale**: {', '.join(stale)}."))
+    return page.stack(*parts, page.fold("What was measured, and where", page.paragraph(f"{what}.\n\n{places(used)}")))
+
+
+def badge(word: str) -> str:
+    return f'<span class="verdict verdict-{word.replace(" ", "-")}">{html.escape(word)}</span>'
+
+
+def strip(chapter: str, found: Sequence[records.Record]) -> page.Block:
+    """A chapter's claims, each with its verdict, how its tests came out, and a link to where it is judged."""
+    evidence, items, lines = claims.evidence(found), [], []
+    for claim in of_chapter(chapter):
+        verdict = claims.judge(claim, evidence)
+        why = reason(verdict)
+        link = f'<a href="#{claim.id}">{page.inline(claim.claim)}</a>'
+        items.append(f"<li>{badge(verdict.word)} {link} <small>{why}</small></li>")
+        lines.append(f"- {verdict.word}: {claim.claim} ({claim.id}; {why})")
+    return page.Block(f'<ul class="claims">{"".join(items)}</ul>', "\n".join(lines))
+
+
+def reason(verdict: claims.Verdict) -> str:
+    """How many of a claim's tests came out how: "2 of 3 tests hold, 1 does not"."""
+    outcomes = list(verdict.outcomes.values())
+    counts = {name: outcomes.count(name) for name in ("holds", "fails", "undecided", "not tested")}
+    words = {"holds": "hold", "fails": "do not hold", "undecided": "undecided", "not tested": "not tested"}
+    return ", ".join(f"{count} of {len(outcomes)} {words[name]}" for name, count in counts.items() if count)
 
 
 def ledger() -> list[dict]:
-    """A row for every claim: id, section, claim, kind, chapter, verdict, effect, hardware, stale."""
+    """A row for every claim: id, section, claim, kind, chapter, verdict, effects, hardware, stale."""
     rows = []
     found: dict[str, list[records.Record]] = {}
     for record in records.published():
         found.setdefault(record.chapter, []).append(record)
     for claim in claims.load().values():
-        evidence = claims.evidence(found.get(claim.chapter, []))
+        of_chapter = found.get(claim.chapter, [])
+        evidence = claims.evidence(of_chapter)
         verdict = claims.judge(claim, evidence)
-        experiments = {test.measure.split("/")[0] for test in claim.tests}
-        used = _strongest([r for r in found.get(claim.chapter, []) if r.experiment in experiments])
+        used = [r for name, r in records.strongest(of_chapter).items() if name in experiments_of(claim)]
         effects = [
             f"{test.when}: {evidence[test.measure]}: {MARKS[verdict.outcomes[test.measure]]}"
             for test in claim.tests
@@ -74,7 +146,7 @@ def ledger() -> list[dict]:
     return rows
 
 
-def table(rows: Sequence[dict], linked: bool = False) -> page.Markdown:
+def table(rows: Sequence[dict], linked: bool = False) -> page.Table:
     """Rows of the ledger with their effects; linked: each claim to its place in its chapter's page."""
     shown = [
         {
@@ -89,21 +161,17 @@ def table(rows: Sequence[dict], linked: bool = False) -> page.Markdown:
 
 
 def hardware(record: records.Record) -> str:
-    """Where and on what a record was made, in one line."""
+    """Where, on what and with which torch a record was made, in one line."""
     data = record.data
     size = f", {data['shape'][2]}×{data['shape'][1]}, {data['train']:,} to train on" if "shape" in data else ""
-    return f"{records.machine(record.environment['device'])}; {data['name']}{size}; profile {record.profile}"
+    machines = " and ".join(dict.fromkeys(records.machine(made["device"]) for made in record.made))
+    versions = ", ".join(dict.fromkeys(made["packages"].get("torch", "?") for made in record.made))
+    is_dirty = record.profile != "smoke" and any(made.get("dirty") for made in record.made)
+    dirty = "; made from uncommitted files" if is_dirty else ""
+    return f"{machines}; torch {versions}; {data['name']}{size}; profile {record.profile}{dirty}"
 
 
-def _strongest(found: Sequence[records.Record]) -> list[records.Record]:
-    """The first record of each experiment: the one whose estimates count."""
-    return list({r.experiment: r for r in reversed(found)}.values())
-
-
-def _provenance(found: Sequence[records.Record]) -> str:
-    used = _strongest(found)
-    if not used:
-        return ""
-    places = "; ".join(sorted({hardware(r) for r in used}))
-    reasons = sorted({reason for r in used for reason in stale_reasons(r)})
-    return f" ({places})" + (f" — **stale**: {', '.join(reasons)}" if reasons else "")
+def places(used: Sequence[records.Record]) -> str:
+    """Where and when records were made, in sentences."""
+    found = dict.fromkeys(f"{hardware(r)}; {r.made[0]['date']}" for r in used)
+    return "; ".join(found) or "not yet measured"

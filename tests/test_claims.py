@@ -1,5 +1,6 @@
 import os
 import re
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -106,21 +107,16 @@ def test_holding_once_and_failing_once_is_qualified_whatever_the_rest(third):
     assert claims.judge(claim(*tests), found).word == "qualified"
 
 
-def test_a_qualified_verdict_names_both_conditions_and_their_numbers():
-    conditions = {"run/a": "with batch norm", "run/b": "without batch norm", "run/c": "ever"}
-    tests = [rule(measure, when=when) for measure, when in conditions.items()]
-    found = {"run/a": between(*LOW), "run/b": between(*HIGH), "other/x": exact(1)}
-    verdict = claims.judge(claim(*tests), found)
-    assert verdict.sentence == (
-        "Qualified: it holds without batch norm (2.50 [2.00, 3.00] s (n=5); needed: at least 1); "
-        "it does not hold with batch norm (-2.50 [-3.00, -2.00] s (n=5); needed: at least 1); "
-        "it is not yet tested ever."
-    )
-    assert verdict.outcomes == {"run/a": "fails", "run/b": "holds", "run/c": "not tested"}
+def test_what_a_rule_needs_is_said_with_its_unit_as_a_reader_sees_it():
+    assert claims.needed(rule("run/a")) == "at least 1 s"
+    assert claims.needed(replace(rule("run/a"), direction="within", bound=0.02, unit="accuracy")) == "within ±2 points"
 
 
-def test_an_untested_claim_names_its_chapter():
-    assert "residual" in claims.judge(claim(rule()), {}).sentence
+def test_a_rules_hash_changes_with_what_decides_and_with_nothing_else():
+    one = rule("run/a")
+    assert claims.rule_hash(one) == claims.rule_hash(replace(one, when="otherwise", what="other words"))
+    for change in ({"bound": 2.0}, {"direction": "less"}, {"confidence": 0.9}, {"unit": "ms"}):
+        assert claims.rule_hash(one) != claims.rule_hash(replace(one, **change))
 
 
 def test_the_first_record_of_an_experiment_counts_alone():

@@ -52,11 +52,11 @@ def test_a_clean_notebook_has_no_problems(tmp_path):
         (2, {"source": "seeds = 3  # repetitions"}, "a parameter is"),
         (2, {"source": "seeds: int = 3"}, "say in a comment what seeds is"),
         (2, {"source": "%time 1"}, "a magic"),
-        (2, {"source": "x = 1\n" * 31}, "at most 30"),
+        (4, {"source": "x = 1\n" * 16}, "at most 15"),
         (2, {"execution_count": 2}, "must be stripped"),
         (3, {"metadata": {"mystnb": {}}}, "can't see it"),
         (3, {"source": "fig, ax = plt.subplots()"}, "needs a caption"),
-        (3, {"source": "x = 1\n" * 41, "metadata": {"tags": ["hide-input"]}}, "at most 40"),
+        (3, {"source": "x = 1\n" * 26, "metadata": {"tags": ["remove-input"]}}, "at most 25"),
         (3, {"metadata": {"mystnb": FIGURE, "execution": {}}}, "metadata that is not the author's: execution"),
         (4, {"execution_count": None}, "never compared"),
         (4, {"outputs": []}, "never compared"),
@@ -69,12 +69,35 @@ def test_each_rule_finds_what_it_is_for(tmp_path, place, change, words):
     assert any(words in problem for problem in found), found
 
 
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        ([cell("x = 1", f"more-{i}") for i in "abcdefghijklmnopqrstuvwxyz"] * 2, "57 cells; at most 45"),
+        ([cell("x = 1\n\n" * 7, f"open-{i}") for i in range(43)], "lines of code that stand open; at most 300"),
+        ([cell("x = 1\n" * 25, f"folded-{i}", "hide-input") for i in range(25)], "lines of code; at most 600"),
+    ],
+)
+def test_a_chapter_longer_than_a_reader_stays_for_is_named(tmp_path, more, words):
+    assert any(words in problem for problem in notebooks.problems(write(tmp_path / "a.ipynb", clean() + more), ADDRESS))
+
+
 def test_the_version_of_the_interpreter_and_another_layout_are_found(tmp_path):
     path = write(tmp_path / "a.ipynb", clean(), language_info={"version": "3.11.7"})
     assert "kernelspec" in notebooks.problems(path, ADDRESS)[0]
     path = write(tmp_path / "b.ipynb", clean())
     path.write_text(json.dumps(json.loads(path.read_text())))
     assert "layout" in notebooks.problems(path, ADDRESS)[0]
+
+
+def test_fix_leaves_out_what_measures(tmp_path):
+    cells = [
+        cell("x = 2", "make"),
+        cell("raise SystemError", "measure", "nbval-skip"),
+        cell("x * 21", "s", notebooks.CHECKED),
+    ]
+    path = write(tmp_path / "a.ipynb", cells)
+    notebooks.fix(path)
+    assert [len(one["outputs"]) for one in json.loads(path.read_text())["cells"]] == [0, 0, 1]
 
 
 def test_fix_keeps_outputs_and_counts_of_checked_cells_alone_and_is_repeatable(tmp_path):

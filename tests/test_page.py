@@ -2,7 +2,7 @@
 
 import pytest
 
-from resnet_lib import page
+from resnet_lib import page, plots
 from resnet_lib.stats import Estimate, exact
 
 
@@ -40,9 +40,49 @@ def test_a_format_may_be_a_function_or_that_of_the_value():
 def test_a_script_prints_what_a_notebook_renders(capsys):
     page.say("**two** words")
     page.caption("It falls.")
-    assert capsys.readouterr().out == "**two** words\n*Figure.* It falls.\n"
+    page.show(page.fold("More", page.paragraph("inside")))
+    assert capsys.readouterr().out == "**two** words\nFigure: It falls.\n[More]\n  inside\n"
     made = page.table([], {"a": "A"})
-    assert made._repr_markdown_() == str(made) == "| A |\n| --- |"
+    assert str(made) == "| A |\n| --- |" and made._repr_html_().startswith("<table")
+
+
+def test_a_tables_cells_carry_their_heading_for_phones_and_nothing_in_them_is_taken_for_html():
+    made = page.table([{"a": "x < y & **bold**"}], {"a": 'what "it" is'}).html
+    assert '<td data-label="what &quot;it&quot; is">x &lt; y &amp; <strong>bold</strong></td>' in made
+
+
+@pytest.mark.parametrize(
+    ("text", "made"),
+    [
+        ("a `b*c*d` e", "a <code>b*c*d</code> e"),
+        ("**one** *two* 3*4*5", "<strong>one</strong> <em>two</em> 3*4*5"),
+        ("[x](#id) [y](a.html#b)", '<a href="#id">x</a> <a href="a.html#b">y</a>'),
+        ("[x](javascript:y)", "[x](javascript:y)"),
+        ("<script>", "&lt;script&gt;"),
+        ("a<br>b", "a<br>b"),
+    ],
+)
+def test_sentences_keep_their_markdown_and_no_foreign_html(text, made):
+    assert page.inline(text) == made
+
+
+def test_a_figure_has_its_alternative_text_and_its_caption():
+    with plots.captured() as pictures, plots.figure() as (_, ax):
+        ax.plot([1, 2])
+    assert len(pictures) == 1 and pictures[0].startswith(b"\x89PNG")
+    made = page.figure(pictures[0], 'a "line"', "It **rises**.")
+    assert (
+        'alt="a &quot;line&quot;"' in made.html and "<figcaption>It <strong>rises</strong>.</figcaption>" in made.html
+    )
+    assert made.text == "Figure: It **rises**."
+
+
+def test_the_source_of_a_function_is_shown_folded_as_it_runs():
+    made = page.source(page.trend)
+    assert "def" in made.html and "estimate.low" in made.html.replace("</span>", "").replace(
+        '<span class="o">', ""
+    ).replace('<span class="n">', "")
+    assert made.html.startswith("<details") and "`trend`" in made.text
 
 
 @pytest.mark.parametrize(("low", "high", "word"), [(0.1, 0.3, "rises"), (-0.3, -0.1, "falls"), (-0.1, 0.1, "stays")])

@@ -1,39 +1,48 @@
-"""Verdicts as shown: this run beside the published one, stale records marked, nothing invented."""
+"""Verdicts as shown: each test with its outcome, stale records marked and why, nothing invented."""
 
 from dataclasses import asdict, replace
 
 import pytest
 
-from resnet_lib import claims, records, stats, verdicts
+from resnet_lib import claims, paths, records, stats, verdicts
+from resnet_lib.experiments import residual
+from resnet_lib.freshness import code_of
 from tests.conftest import ROOT
 
-DEVICE = {"name": "2 threads of a CPU"}
-CODE = {"experiment": {"degradation": "no longer this"}, "library": {}}
+DEVICE = {"name": "A GPU", "device": "cuda"}
+CODE = code_of(residual.DEGRADATION.run)
+RULES = {t.measure: claims.rule_hash(t) for t in claims.load()["res-degradation"].tests}
 
 
-def record(profile, plain, residual, code=CODE):
+def record(profile, plain, residual, **changes):
     """A record of the degradation experiment with two intervals, given as (low, high)."""
     estimates = {
         name: asdict(stats.Estimate((low + high) / 2, low, high, 3, 0.95, 0.01, "t", "error"))
         for name, (low, high) in {"plain_change": plain, "residual_change": residual}.items()
     }
-    return records.Record(
-        "residual", "degradation", profile, {}, {"name": "digits", "fingerprint": "f"}, [0, 1, 2], [], estimates,
-        code, {"device": DEVICE},
-    )  # fmt: skip
+    made = [{"device": DEVICE, "packages": {"torch": "2.11"}, "date": "2026-11-27"}]
+    whole = records.Record(
+        "residual", "degradation", profile, {}, {"name": "digits", "fingerprint": "f"}, [], estimates, CODE, made, RULES
+    )
+    return replace(whole, **changes)
 
 
 @pytest.fixture
 def publish(tmp_path, monkeypatch):
     """Give the book other published records."""
-    monkeypatch.setattr(records, "project_root", lambda: tmp_path)
+    for module in (paths, records, claims, verdicts):
+        monkeypatch.setattr(module, "project_root", lambda: tmp_path)
     (tmp_path / "claims.yml").write_text((ROOT / "claims.yml").read_text("utf-8"), "utf-8")
+    for cached in (verdicts._claims, verdicts._profile):
+        cached.cache_clear()
 
     def write(*found):
         for one in found:
             records.save(one, tmp_path / "records")
 
-    return write
+    yield write
+    for cached in (verdicts._claims, verdicts._profile):
+        cached.cache_clear()
 
 
 def row(claim):
@@ -60,42 +69,83 @@ def test_the_ledger_shows_the_verdict_that_the_records_give_and_what_gave_it(pub
     publish(record("cpu", plain, residual))
     found = row("res-degradation")
     assert found["verdict"] == word
-    assert len(found["effects"]) == 2 and "(n=3)" in found["effects"][0]
-    assert found["hardware"] == ["2 threads of a CPU; digits; profile cpu"]
+    assert len(found["effects"]) == 2 and "points (n=3)" in found["effects"][0]
+    assert found["hardware"] == ["A GPU; torch 2.11; digits; profile cpu"] and found["stale"] == []
     assert row("res-info")["verdict"] == "not yet tested"
 
 
 def test_the_strongest_profile_counts_alone(publish):
     publish(record("cpu", (0.1, 0.2), (0.1, 0.2)), record("full", (0.1, 0.2), (-0.01, 0.01)))
     found = row("res-degradation")
-    assert found["verdict"] == "supported" and found["hardware"] == ["2 threads of a CPU; digits; profile full"]
+    assert found["verdict"] == "supported" and found["hardware"] == ["A GPU; torch 2.11; digits; profile full"]
 
 
-def test_a_record_of_other_code_is_marked_stale(publish, tmp_path):
-    (tmp_path / "chapters").mkdir()
-    source = (ROOT / "chapters" / "residual.ipynb").read_text("utf-8")
-    (tmp_path / "chapters" / "residual.ipynb").write_text(source, "utf-8")
-    publish(record("cpu", (0.1, 0.2), (-0.01, 0.01)))
-    assert row("res-degradation")["stale"] == ["degradation() of the chapter has changed"]
-    functions = records.notebook_functions(tmp_path / "chapters" / "residual.ipynb")
-    now = {"experiment": {"degradation": functions["degradation"]}}
-    publish(record("cpu", (0.1, 0.2), (-0.01, 0.01), now | {"library": {"train.fit": "older"}}))
-    assert row("res-degradation")["stale"] == ["resnet_lib.train.fit has changed"]
+def test_a_record_of_other_code_is_stale_until_that_code_is_attested(publish):
+    old = CODE | {"train.fit": "older"}
+    publish(record("cpu", (0.1, 0.2), (-0.01, 0.01), code=old))
+    assert row("res-degradation")["stale"] == ["train.fit has changed"]
+    publish(record("cpu", (0.1, 0.2), (-0.01, 0.01), code=old, attested=[{"commit": "c", "code": CODE}]))
+    assert row("res-degradation")["stale"] == []
+    publish(record("cpu", (0.1, 0.2), (-0.01, 0.01), code={}))
+    assert row("res-degradation")["stale"] == ["the code that made it is not here"]
 
 
-def test_a_chapter_shows_its_own_run_beside_the_published_one(publish, capsys):
-    publish(record("full", (0.1, 0.2), (0.1, 0.2)))
-    verdicts.show("residual", [record("smoke", (0.1, 0.2), (-0.01, 0.01))])
-    shown = capsys.readouterr().out
-    assert shown.count('<a id="res-') == sum(c.chapter == "residual" for c in claims.load().values())
-    block = shown.split('<a id="res-degradation"></a>')[1].split("<a id=")[0]
-    assert "This run: **supported**. Published: **qualified** (2 threads of a CPU; digits; profile full)" in block
-    assert "**stale**" not in block, "an installed library has no chapter to compare with"
+def test_a_rule_changed_after_the_measurement_is_named(publish):
+    publish(record("cpu", (0.1, 0.2), (-0.01, 0.01), rules=RULES | {"degradation/plain_change": "other"}))
+    assert row("res-degradation")["stale"] == ["the rule of degradation/plain_change was changed after the measurement"]
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        ("epochs: 8", None),
+        ("epochs: 80", "the profile cpu now has epochs=80, the record 8"),
+        ("image_size: 32", "the profile cpu now has image_size=32, the record's data 16"),
+        ("train_size: 100", "the profile cpu now has train_size=100, the record's data 6400"),
+        ("seeds: 9", None),  # more seeds are wanted: a record grows
+    ],
+)
+def test_a_profile_changed_after_the_measurement_is_named(publish, tmp_path, line, reason):
+    for folder in ("chapters", "profiles/cpu"):
+        (tmp_path / folder).mkdir(parents=True)
+    notebook = (ROOT / "chapters" / "residual.ipynb").read_text("utf-8")
+    (tmp_path / "chapters" / "residual.ipynb").write_text(notebook, "utf-8")
+    (tmp_path / "profiles" / "cpu" / "residual.yml").write_text(f"{line}\n", "utf-8")
+    settings = {"epochs": 8} if "epochs" in line else {}
+    data = {"name": "cifar10", "fingerprint": "f", "train": 6400, "shape": [3, 16, 16]}
+    publish(record("cpu", (0.1, 0.2), (-0.01, 0.01), settings=settings, data=data))
+    assert row("res-degradation")["stale"] == ([reason] if reason else [])
+
+
+def test_a_claims_block_says_what_was_needed_and_measured_and_how_it_came_out():
+    claim = claims.load()["res-degradation"]
+    shown = verdicts.block(claim, [record("cpu", (0.1, 0.2), (0.1, 0.2))])
+    assert 'id="res-degradation"' in shown.html and "verdict-qualified" in shown.html
+    assert (
+        "QUALIFIED" in shown.text
+        and "at least 2 points" in shown.text
+        and "15.0 [10.0, 20.0] points (n=3)" in shown.text
+    )
+    assert "<strong>does not hold</strong>" in shown.html
+    assert "A GPU; torch 2.11; digits; profile cpu; 2026-11-27" in shown.text
+
+
+def test_a_strip_links_each_claim_to_its_block_and_counts_its_tests():
+    shown = verdicts.strip("residual", [record("cpu", (0.1, 0.2), (0.1, 0.2))])
+    chapter = [c for c in claims.load().values() if c.chapter == "residual"]
+    assert all(f'href="#{claim.id}"' in shown.html for claim in chapter)
+    assert "1 of 2 hold, 1 of 2 do not hold" in shown.html and shown.text.count("\n") == len(chapter) - 1
+
+
+def test_a_record_from_uncommitted_files_says_so(publish):
+    made = [{"device": DEVICE, "packages": {"torch": "2.11"}, "date": "2026-11-27", "dirty": True}]
+    publish(record("cpu", (0.1, 0.2), (-0.01, 0.01), made=made))
+    assert row("res-degradation")["hardware"] == ["A GPU; torch 2.11; digits; profile cpu; made from uncommitted files"]
 
 
 def test_an_estimate_in_another_unit_is_refused_not_compared(publish):
     wrong = record("cpu", (0.1, 0.2), (0.1, 0.2))
     wrong.estimates["plain_change"]["unit"] = "decades"
-    publish(replace(wrong))
+    publish(wrong)
     with pytest.raises(ValueError, match="the estimate is in 'decades', the rule in 'error'"):
         verdicts.ledger()

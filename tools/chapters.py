@@ -1,20 +1,13 @@
 """What every tool asks of a chapter, with the standard library alone: cells, parameters, profiles."""
 
-import ast
 import json
 import re
-from dataclasses import dataclass
 from pathlib import Path
 
+from resnet_lib import parameters
+from resnet_lib.parameters import Parameter
+
 ROOT = Path(__file__).resolve().parents[1]
-
-
-@dataclass(frozen=True)
-class Parameter:
-    name: str
-    kind: str  # the annotation as written, "int" or "list[int]"; "" where there is none
-    default: object
-    comment: str  # the trailing comment, without its hash
 
 
 def toc_pages(root: Path = ROOT) -> list[Path]:
@@ -71,32 +64,18 @@ def tags(cell: dict) -> list[str]:
 def declared(notebook: dict) -> dict[str, Parameter]:
     """The parameters that the cell tagged `parameters` declares, by name, in order."""
     source = next((cell["source"] for cell in code_cells(notebook) if "parameters" in tags(cell)), "")
-    lines = source.splitlines()
-    found = {}
-    for node in ast.parse(source).body:
-        target = node.target if isinstance(node, ast.AnnAssign) else getattr(node, "targets", [None])[0]
-        if not isinstance(target, ast.Name) or node.value is None:
-            continue
-        try:
-            default = ast.literal_eval(node.value)
-        except ValueError:
-            raise ValueError(f"parameter {target.id!r}: the default must be a literal") from None
-        kind = ast.unparse(node.annotation) if isinstance(node, ast.AnnAssign) else ""
-        rest = lines[node.end_lineno - 1].encode()[node.end_col_offset :].decode()
-        found[target.id] = Parameter(target.id, kind, default, rest.partition("#")[2].strip())
-    return found
+    return parameters.declared(source)
 
 
-def check(values: dict, parameters: dict[str, Parameter], chapter: str) -> None:
+def check(values: dict, known: dict[str, Parameter], chapter: str) -> None:
     """Refuse a value for an undeclared parameter, or one of the wrong type, naming the declared ones."""
-    from resnet_lib.parameters import type_problem
-
-    problems = [f"it has no parameter {name!r}" for name in values if name not in parameters]
+    problems = [f"it has no parameter {name!r}" for name in values if name not in known]
     problems += filter(
-        None, (type_problem(name, values[name], p.kind) for name, p in parameters.items() if name in values and p.kind)
+        None,
+        (parameters.type_problem(name, values[name], p.kind) for name, p in known.items() if name in values and p.kind),
     )
     if problems:
-        listing = ", ".join(f"{p.name} ({p.kind or 'any'})" for p in parameters.values()) or "none"
+        listing = ", ".join(f"{p.name} ({p.kind or 'any'})" for p in known.values()) or "none"
         raise ValueError(f"chapter {chapter}: {'; '.join(problems)}; its parameters: {listing}")
 
 
@@ -148,8 +127,6 @@ def read_profile(path: Path) -> dict:
     return values
 
 
-def parse_settings(pairs: list[tuple[str, str]], parameters: dict[str, Parameter]) -> dict:
+def parse_settings(pairs: list[tuple[str, str]], known: dict[str, Parameter]) -> dict:
     """Values given on a command line; what is declared a string is taken as it stands."""
-    return {
-        name: text if name in parameters and parameters[name].kind == "str" else scalar(text) for name, text in pairs
-    }
+    return {name: text if name in known and known[name].kind == "str" else scalar(text) for name, text in pairs}

@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 
+from tools import measure
 from tools.chapters import ROOT, check, code_cells, declared, parse_settings, read, read_profile, toc_chapters
 
 EXECUTORS = ("papermill", "nbclient", "ipykernel")
@@ -144,7 +145,7 @@ def ingredients_of(job: Job, root: Path, profile: str) -> dict[str, str]:
     everything = set((root / "records").glob("**/*.json"))
     if "records_to" in declared(notebook):
         own = set((root / "records" / job.chapter).glob("*.json"))
-        everything = {path for path in own if profile == "smoke" or not path.name.endswith(f".{profile}.json")}
+        everything = {path for path in own if profile == "smoke" or f".{profile}." not in path.name}
     return {
         "code": digest([cell["source"] for cell in code_cells(notebook)]),
         "parameters": digest(job.parameters),
@@ -184,6 +185,7 @@ def kernel_environment(root: Path, threads: int | None = None) -> dict[str, str]
         "IPYTHONDIR": str(build / "ipython"),
         "JUPYTER_PREFER_ENV_PATH": "1",  # this environment's python3 kernel, not one in the home folder
         "PYDEVD_DISABLE_FILE_VALIDATION": "1",
+        "BOOK_PAGE": "1",  # what is executed here becomes a page: the published records come first (resnet_lib.study)
     }
     environment.setdefault("MPLCONFIGDIR", str(build / "matplotlib"))
     if threads:
@@ -413,6 +415,13 @@ def main(arguments: list[str] | None = None) -> int:
         "--profile", default="smoke", help="smoke (the notebooks' own defaults) or a folder of profiles/"
     )
     parser.add_argument(
+        "--only",
+        nargs="+",
+        default=[],
+        metavar="EXPERIMENT",
+        help="of one chapter, without its notebook (tools.measure)",
+    )
+    parser.add_argument(
         "--jobs", type=int, help="chapters at a time; default: every core at smoke, 1 at other profiles"
     )
     parser.add_argument(
@@ -432,6 +441,11 @@ def main(arguments: list[str] | None = None) -> int:
     settings = [tuple(text.split("=", 1)) for text in options.set]
     if any(len(pair) == 1 for pair in settings) or (options.jobs or 1) < 1 or options.timeout < 1:
         parser.error("--set takes name=value; --jobs and --timeout take whole numbers from 1")
+    if options.only:
+        if len(options.chapters) != 1:
+            parser.error("--only takes the experiments of one chapter: name that chapter first")
+        given = [word for text in options.set for word in ("--set", text)]
+        return measure.main([options.chapters[0], "--only", *options.only, "--profile", options.profile, *given])
     root = options.root.resolve()
     output = options.output.resolve() if options.output else None
     try:

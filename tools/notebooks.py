@@ -16,7 +16,10 @@ from pathlib import Path
 from tools.chapters import ROOT, code_cells, read, tags, toc_chapters
 
 CHECKED = "nbval-check-output"  # a cell whose output is kept and compared
-MAX_LINES, MAX_HIDDEN_LINES = 30, 40  # of a cell; of one that the page folds
+SKIPPED = "nbval-skip"  # a cell that measures or shows: papermill runs it, nbval does not
+MAX_LINES, MAX_FOLDED_LINES = 15, 25  # of a cell; of one whose code the page folds or leaves out
+MAX_CELLS, MAX_CODE, MAX_OPEN_CODE = 45, 600, 300  # of a chapter: cells, lines of code without blanks, of them open
+FOLDED = {"hide-input", "hide-cell", "remove-input", "remove-cell"}
 CELL_METADATA = {"tags", "mystnb"}
 NOTEBOOK_METADATA = {"kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"}}
 DRAWS = re.compile(r"\b(plt|figure|fig)\.(subplots|figure|add_subplot)\(|\bplots\.figure\(")
@@ -69,6 +72,7 @@ def problems(path: Path, address: str) -> list[str]:
     parameters = [cell for cell in cells if "parameters" in tags(cell)]
     if len(parameters) > 1:
         found.append("more than one cell is tagged `parameters`")
+    found += size_problems(notebook)
     for cell in notebook["cells"]:
         name = cell.get("id", "")
         own = cell_problems(cell) if cell["cell_type"] == "code" else prose_problems(cell["source"])
@@ -80,6 +84,18 @@ def problems(path: Path, address: str) -> list[str]:
     return found
 
 
+def size_problems(notebook: dict) -> list[str]:
+    """What makes a chapter longer than a reader stays for."""
+    cells = [cell for cell in code_cells(notebook) if "parameters" not in tags(cell)]
+    lines = [(sum(map(bool, map(str.strip, cell["source"].splitlines()))), FOLDED & set(tags(cell))) for cell in cells]
+    sizes = {
+        "cells": (len(notebook["cells"]), MAX_CELLS),
+        "lines of code": (sum(count for count, _ in lines), MAX_CODE),
+        "lines of code that stand open": (sum(count for count, folded in lines if not folded), MAX_OPEN_CODE),
+    }
+    return [f"{count} {what}; at most {most}" for what, (count, most) in sizes.items() if count > most]
+
+
 def cell_problems(cell: dict) -> list[str]:
     found, source, about = [], cell["source"], cell["metadata"].get("mystnb", {})
     if CHECKED in tags(cell):
@@ -89,8 +105,8 @@ def cell_problems(cell: dict) -> list[str]:
             found.append("its stored output is an error")
     elif cell["outputs"] or cell["execution_count"] is not None:
         found.append("its output must be stripped (run fix)")
-    most = MAX_HIDDEN_LINES if {"hide-input", "hide-cell"} & set(tags(cell)) else MAX_LINES
-    if source.count("\n") >= most:
+    most = MAX_FOLDED_LINES if FOLDED & set(tags(cell)) else MAX_LINES
+    if source.count("\n") >= most and "parameters" not in tags(cell):
         found.append(f"{source.count(chr(10)) + 1} lines; at most {most}")
     if not source.strip():
         found.append("empty")
@@ -140,14 +156,16 @@ def strip(notebook: dict) -> dict:
 
 
 def fix(path: Path) -> None:
-    """Run the notebook once and write it back with the outputs of the checked cells alone."""
+    """Run the notebook, but for what nbval skips, and write it back with the outputs of the checked cells alone."""
     import nbformat
     from nbclient import NotebookClient
 
     notebook = nbformat.from_dict(read(path))
     if any(CHECKED in tags(cell) for cell in notebook["cells"]):
+        part = nbformat.NotebookNode(notebook)  # of the same cells, which so get their outputs
+        part.cells = [cell for cell in notebook["cells"] if SKIPPED not in tags(cell)]
         run = NotebookClient(
-            notebook,
+            part,
             timeout=600,
             kernel_name="python3",
             record_timing=False,

@@ -5,7 +5,8 @@ python -m tools.readme [--check]
 
 import sys
 
-from resnet_lib import records, verdicts
+from resnet_lib import verdicts
+from resnet_lib.paths import write_atomically
 from tools.chapters import ROOT
 
 OPEN, CLOSE = "<!-- verdicts:", "<!-- /verdicts -->"
@@ -31,7 +32,7 @@ def main() -> int:
         if made != text:
             print("README.md does not show the published verdicts: run python -m tools.readme", file=sys.stderr)
         return int(made != text)
-    records.write_atomically(path, made)
+    write_atomically(path, made)
     return 0
 
 

@@ -1,0 +1,196 @@
+"""Each operation alone and together, on all and on few pictures: what it does for test pictures as they are."""
+
+from dataclasses import replace
+from statistics import fmean
+
+from resnet_lib import page, plots
+from resnet_lib.experiments.augmentation.learning import (
+    ALL_FIVE,
+    BASE,
+    GEOMETRY,
+    MODERN,
+    SETTINGS,
+    SMALL,
+    TINY,
+    TOGETHER,
+    WITHOUT,
+    all_runs,
+    digit_world,
+    gain,
+    learn,
+    of_runs,
+    photo_runs,
+    photo_world,
+)
+from resnet_lib.study import Experiment
+
+SHARES = {1.0: "all pictures", SMALL: "a tenth"}
+ENDINGS = {1.0: "", SMALL: "_at_a_tenth"}
+
+
+def geometric_estimates(rows, s):
+    photos = photo_world(s)
+    found = {f"{name}_gain": gain(rows, "main", name) for name in ("crop", "rotation", "scaling")}
+    found["flip_gain"] = gain(rows, photos, "flip")
+    found["digits_flip_gain"] = gain(rows, digit_world(s), "flip")
+    found["together_gain"] = gain(rows, photos, TOGETHER)
+    found |= {f"{name}_gain_at_a_tenth": gain(rows, "main", name, share=SMALL) for name in GEOMETRY}
+    found["together_gain_at_a_tenth"] = gain(rows, photos, TOGETHER, share=SMALL)
+    return found | {"one_draw_loss": gain(rows, "main", "crop", "crop, one draw")}
+
+
+def photometric_estimates(rows, s):
+    return {
+        f"{name}_gain{ending}": gain(rows, photo_world(s), name, share=share)
+        for share, ending in ENDINGS.items()
+        for name in ("colour", "noise")
+    }
+
+
+def modern_estimates(rows, s):
+    return {
+        f"{name}_gain{ending}": gain(rows, photo_world(s), recipe, BASE, share)
+        for share, ending in ENDINGS.items()
+        for name, recipe in MODERN.items()
+    }
+
+
+def name_of(s, world: str) -> str:
+    return s.facts["name"] if world == "main" else world
+
+
+def train_error(rows, world: str, recipe: str, share: float) -> float:
+    return fmean(r["train_error"] for r in of_runs(rows, world, share) if r["recipe"] == recipe)
+
+
+def left_out(rows, share: float) -> str:
+    """Which of the five variations training is best without, on unchanged pictures, and what that gains over all five."""
+    gains = {name: gain(rows, "main", rest, ALL_FIVE, share) for name, rest in WITHOUT.items()}
+    best = max(gains, key=lambda name: gains[name].mean)
+    return f"{best}, {gains[best]}"
+
+
+def geometric_finding(rows, s, e):
+    works = page.trend(e["digits_flip_gain"], "fails, flips help there", "works, flips hurt", "shows no clear effect")
+    return (
+        f"On {name_of(s, photo_world(s))}, crops, flips, rotations and scaling together change accuracy by "
+        f"{e['together_gain']}, and on a tenth of the pictures by {e['together_gain_at_a_tenth']}; flips alone by "
+        f"{e['flip_gain']} on all. "
+        f"On handwritten digits, flips change it by {e['digits_flip_gain']}: the control {works}. "
+        f"A draw for each picture instead of one for the batch is worth {e['one_draw_loss']}. "
+        f"Of the five variations of experiment 1, the one best left out is {left_out(rows, 1.0)} over all five, and "
+        f"on a tenth {left_out(rows, SMALL)}."
+    )
+
+
+def photometric_finding(rows, s, e):
+    return (
+        f"On {name_of(s, photo_world(s))}, colour jitter changes the accuracy on unchanged pictures by {e['colour_gain']}, and "
+        f"on a tenth of the pictures by {e['colour_gain_at_a_tenth']}; noise by {e['noise_gain']} and "
+        f"{e['noise_gain_at_a_tenth']}."
+    )
+
+
+def modern_finding(rows, s, e):
+    photos = photo_world(s)
+    best = {share: max(MODERN, key=lambda name: e[f"{name}_gain{end}"].mean) for share, end in ENDINGS.items()}
+    words = [
+        f"{best[share].replace('_', ' ')} on {where}, {e[f'{best[share]}_gain{ENDINGS[share]}']}"
+        for share, where in SHARES.items()
+    ]
+    errors = [
+        f"{train_error(rows, photos, 'none', share):.3f} without augmentation and "
+        f"{train_error(rows, photos, BASE, share):.3f} with {BASE} on {where}"
+        for share, where in SHARES.items()
+    ]
+    return (
+        f"The largest mean gain over {BASE} has {', and '.join(words)}. "
+        f"At the end of training the training error is {', and '.join(errors)}."
+    )
+
+
+def draw_gains(ax, rows, world: str, pairs) -> dict:
+    """Gains of a over b for each (name, a, b), all pictures in blue and a tenth in orange; a dot a seed.
+
+    Returns: how many are clear gains, clear losses or neither, by (share, word).
+    """
+    clear = {}
+    for share, colour, offset in ((1.0, plots.BLUE, 0.15), (SMALL, plots.ORANGE, -0.2)):
+        own = of_runs(rows, world, share)
+        for place, (_, a, b) in enumerate(pairs):
+            found = gain(rows, world, a, b, share)
+            base = {r["seed"]: r["accuracy"] for r in own if r["recipe"] == b}
+            dots = [r["accuracy"] - base[r["seed"]] for r in own if r["recipe"] == a]
+            look = {"color": colour, "alpha": 0.5, "ms": 4, "mew": 0}
+            ax.plot(dots, [0.16 + offset - place] * len(dots), "o", **look)
+            bar = [[found.mean - found.low], [found.high - found.mean]]
+            ax.errorbar(found.mean, offset - place, xerr=bar, marker="s", color=colour, capsize=3)
+            word = page.trend(found, "gains", "losses", "neither")
+            clear[share, word] = clear.get((share, word), 0) + 1
+    ax.set_yticks([-place for place in range(len(pairs))], [name for name, _, _ in pairs])
+    ax.set_ylim(0.5 - len(pairs), 0.5)
+    ax.axvline(0, color="grey", linestyle=":", linewidth=1.2)
+    ax.set_xlabel("change of test accuracy")
+    return clear
+
+
+def caption(clear: list[dict]) -> str:
+    """What clear gains and losses there are, of several panels."""
+    count = lambda share, word: sum(panel.get((share, word), 0) for panel in clear)  # noqa: E731
+    total = sum(sum(panel.values()) for panel in clear) // len(SHARES)
+    words = [
+        f"{count(share, 'gains')} clear gains and {count(share, 'losses')} clear losses on {where} ({colour})"
+        for (share, where), colour in zip(SHARES.items(), ("blue", "orange"), strict=True)
+    ]
+    return f"Of {total} comparisons {', and '.join(words)}. Dots: seeds; bars: 95 % intervals."
+
+
+def draw_geometric(rows, s):
+    photos = [("flip", "flip", "none"), ("all four", TOGETHER, "none"), (BASE, BASE, "none")]
+    with plots.figure(2, 1, height=3.7, height_ratios=(4, 3), sharex=True) as (_, axes):
+        clear = [draw_gains(axes[0], rows, "main", [(name, name, "none") for name in GEOMETRY])]
+        clear.append(draw_gains(axes[1], rows, photo_world(s), photos))
+        axes[0].set(title="alone, against none", xlabel="")
+        axes[1].set_title("on photographs, against none")
+    return caption(clear)
+
+
+def draw_modern(rows, s):
+    with plots.figure(height=2.7) as (_, ax):
+        pairs = [(name.replace("_", " "), recipe, BASE) for name, recipe in MODERN.items()]
+        clear = draw_gains(ax, rows, photo_world(s), pairs)
+    return caption([clear])
+
+
+ALT = "Gains in test accuracy, on all training pictures in blue and on a tenth in orange, a dot for each seed and a bar for the "
+GEOMETRIC = Experiment(
+    "geometric",
+    run=learn,
+    conditions=all_runs,
+    estimates=geometric_estimates,
+    settings=SETTINGS,
+    tiny=TINY,
+    finding=geometric_finding,
+    figure=draw_geometric,
+    alt=f"{ALT}interval: crops, flips, rotations and scaling alone; then flips and two combinations on photographs.",
+    kept=("run",),
+)
+
+PHOTOMETRIC = replace(
+    GEOMETRIC,
+    name="photometric",
+    conditions=photo_runs,
+    estimates=photometric_estimates,
+    finding=photometric_finding,
+    figure=None,
+)
+
+MODERN_OPERATIONS = replace(
+    GEOMETRIC,
+    name="modern",
+    conditions=photo_runs,
+    estimates=modern_estimates,
+    finding=modern_finding,
+    figure=draw_modern,
+    alt=f"{ALT}interval: cutout, mixup, CutMix, TrivialAugment and alternating flips over crop and flip.",
+)

@@ -1,0 +1,156 @@
+"""Is batch normalisation acceleration: what does a step cost with it, an answer, and the way to an accuracy?"""
+
+import statistics
+
+import torch
+import torch.nn.functional as F
+
+from resnet_lib import bench, inference, page, plots, precision, stats, train
+from resnet_lib.experiments.batch_norm.networks import network, training
+from resnet_lib.experiments.batch_norm.rates import RATES
+from resnet_lib.experiments.batch_norm.trainings import best_rates, learning, learning_runs, of_kind
+from resnet_lib.study import Experiment
+
+NUMBER = 10  # calls in each timing
+ARMS = ("none", "batch norm")
+
+
+def step_of(s, norm: str, images, labels):
+    """One whole training step, as a callable to time."""
+    with train.seeded(0):
+        model = network(s, norm).to(s.device, memory_format=torch.channels_last).train()
+    optimizer = train.make_optimizer(model, training(s, s.batch_size))
+    dtype = precision.choose_precision(s.number_format, s.device)
+
+    def step():
+        optimizer.zero_grad(set_to_none=True)
+        with precision.autocast(dtype, s.device):
+            loss = F.cross_entropy(model(images).float(), labels)
+        loss.backward()
+        optimizer.step()
+
+    return step
+
+
+def answer_of(model, images):
+    def answer():
+        with torch.no_grad():
+            model(images)
+
+    return answer
+
+
+def times(s, number: int) -> list[dict]:
+    """Seconds of a training step and of an answer, variant by variant and round by round."""
+    images, labels = train.Batches(s.pictures, s.pictures.train, training(s, s.batch_size), s.device).first()
+    calls = {norm: step_of(s, norm, images, labels) for norm in ("none", "batch", "group", "layer")}
+    with train.seeded(0):
+        nets = {
+            norm: network(s, norm).to(s.device, memory_format=torch.channels_last).eval() for norm in ("none", "batch")
+        }
+    nets = {"none": nets["none"], "unfolded": nets["batch"], "folded": inference.folded(nets["batch"])}
+    answers = {name: answer_of(net, images) for name, net in nets.items()}
+    rows = []
+    for what, variants in (("step", calls), ("answer", answers)):
+        for row in bench.compare(variants, reference="none", rounds=s.rounds, number=number):
+            named = {"what": what, "variant": row["name"]}
+            rows += [named | {"round": k, "time_s": t} for k, t in enumerate(row["times_s"])]
+    return rows
+
+
+def cost(s, number: int = 0, **condition) -> list[dict]:
+    """All timings, in turn; or one training, for the time that it takes to an accuracy."""
+    return times(s, number) if number else learning(s, **condition)
+
+
+def runs(s):
+    if s.rounds < 3:
+        raise ValueError(f"rounds={s.rounds} must be at least 3")
+    arms = [{name: value for name, value in run.items() if name != "stage"} for run in learning_runs(s, ARMS)]
+    return [{"number": NUMBER}, *arms]
+
+
+def slower(rows, what: str, variant: str, reference: str = "none") -> stats.Estimate:
+    """Time over the reference's, minus 1, round by round."""
+    return stats.paired_change(of_kind(rows, what), "time_s", "variant", variant, reference, pair=("round",))
+
+
+def estimates(rows, s):
+    return {
+        "step_time_change": slower(rows, "step", "batch"),
+        "inference_time_change": slower(rows, "answer", "folded"),
+        "unfolded_time_change": slower(rows, "answer", "unfolded"),
+        "folding_change": slower(rows, "answer", "folded", "unfolded"),
+        "time_to_accuracy_ratio": stats.paired_ratio(of_kind(rows, "run"), "time_to_accuracy", "arm", *ARMS),
+    }
+
+
+def finding(rows, s, e):
+    answer = page.trend(e["inference_time_change"], "longer", "shorter", "not clearly longer or shorter")
+    return (
+        f"With batch normalisation a training step takes {e['step_time_change']} more time, and an answer "
+        f"{e['unfolded_time_change']} more. Folded, it is {answer} than that of the network that never had a norm, "
+        f"{e['inference_time_change']}; folding itself changes the time by {e['folding_change']}. "
+        f"The time to the accuracy without batch normalisation over that with it is {e['time_to_accuracy_ratio']}."
+    )
+
+
+def table(rows, s):
+    shown = []
+    for what, variant in dict.fromkeys((r["what"], r["variant"]) for r in rows if "variant" in r):
+        taken = [r["time_s"] * 1000 for r in of_kind(rows, what) if r["variant"] == variant]
+        row = {
+            "what": what,
+            "variant": variant,
+            "median": statistics.median(taken),
+            "min": min(taken),
+            "max": max(taken),
+        }
+        shown.append(row | {"change": None if variant == "none" else slower(rows, what, variant)})
+    headings = {
+        "what": f"of {s.batch_size} pictures",
+        "variant": "norm",
+        "median": ("median, ms", ".2f"),
+        "min": ("min", ".2f"),
+        "max": ("max", ".2f"),
+        "change": "change against none",
+    }
+    return page.table(shown, headings)
+
+
+def draw(rows, s):
+    rows = [r for r in rows if "variant" in r]
+    base = {(r["what"], r["round"]): r["time_s"] for r in rows if r["variant"] == "none"}
+    relative = [r | {"change": r["time_s"] / base[r["what"], r["round"]] - 1} for r in rows if r["variant"] != "none"]
+    with plots.figure(1, 2, width=8.4, height=2.7) as (_, axes):
+        for ax, (what, title) in zip(axes, {"step": "a training step", "answer": "an answer"}.items(), strict=True):
+            own = of_kind(relative, what)
+            plots.dots(ax, own, "variant", "change", by="what", colours={what: plots.BLUE}, join=False)
+            ax.axhline(0, color="grey", linestyle=":", linewidth=1.2)
+            ax.set(title=title, xlim=(-0.5, len({r["variant"] for r in own}) - 0.5))
+        axes[0].set_ylabel("time over none's,\nminus 1")
+    found = "; ".join(
+        f"{100 * r['mean']:+.0f} % {r['what']}, {r['variant']}"
+        for r in stats.summarise(relative, "change", ("what", "variant"))
+    )
+    return f"Change of time against the network without a norm: {found}. Dots: rounds; bars: intervals of 95 %."
+
+
+COST = Experiment(
+    "cost",
+    run=cost,
+    needs=RATES,
+    choose=best_rates,
+    conditions=runs,
+    estimates=estimates,
+    settings=("layers", "width", "batch_size", "rounds", "epochs", "target_loss", "target_accuracy", "number_format"),
+    counts=("spread_seeds",),
+    tiny={"layers": 3, "width": 8, "batch_size": 128, "rounds": 3, "epochs": 1, "spread_seeds": 2},
+    finding=finding,
+    figure=draw,
+    alt="Time of each variant over that of the network without a norm, minus one, a small dot for each round and the mean "
+    "with its interval; left for training steps, right for answers.",
+    table=table,
+    kept=("step", "answer", "run"),
+    timed=True,
+)

@@ -1,0 +1,93 @@
+"""Do the layers' inputs shift less with batch normalisation, and does its gain go when the shift is put back?"""
+
+from dataclasses import replace
+
+from resnet_lib import plots, stats
+from resnet_lib.experiments.batch_norm.networks import COLOURS
+from resnet_lib.experiments.batch_norm.rates import RATES
+from resnet_lib.experiments.batch_norm.trainings import (
+    at_own_rates,
+    at_rate_without,
+    best_rates,
+    learning_runs,
+    of_kind,
+    reduction,
+    seed_means,
+    watched_runs,
+)
+
+
+def lost_share(rows, value: str, control: bool = False) -> stats.Estimate:
+    """Share of batch norm's gain in loss over no norm that is lost to the noise, by seed.
+
+    Args: control: less what the same noise costs a network without a norm.
+    """
+    of = {(r["arm"], r["seed"]): r[value] for r in rows}
+    shares = []
+    for seed in sorted({r["seed"] for r in rows}):
+        noisy, normed, without = (of[arm, seed] for arm in ("batch norm + noise", "batch norm", "none"))
+        cost = of["noise alone", seed] - without if control else 0.0
+        shares.append((noisy - normed - cost) / (without - normed))
+    return stats.interval(shares, unit="share")
+
+
+def estimates(rows, s):
+    runs, own = of_kind(rows, "run"), at_own_rates(rows, s)
+    shifts, turns = seed_means(of_kind(own, "shift"), "shift"), seed_means(of_kind(own, "turn"), "turn")
+    same_rate = seed_means(of_kind(at_rate_without(rows, s), "shift"), "shift")
+    cost = lambda a, b: stats.paired_rows(runs, "train_loss", "arm", a, b, unit="nats")
+    return {
+        "reduction": reduction(shifts, "shift", "none", "batch norm"),
+        "reduction_same_rate": reduction(same_rate, "shift", "none", "batch norm"),
+        "turn_reduction": reduction(turns, "turn", "none", "batch norm"),
+        "noise_shift_reduction": reduction(shifts, "shift", "none", "batch norm + noise"),
+        "loss_gain": cost("none", "batch norm"),
+        "gain_lost_to_noise": lost_share(runs, "train_loss"),
+        "gain_lost_beyond_noise": lost_share(runs, "train_loss", control=True),
+        "quiet_gain_lost_to_noise": lost_share(runs, "quiet_loss"),
+        "noise_alone_cost": cost("noise alone", "none"),
+    }
+
+
+def finding(rows, s, e):
+    return (
+        f"Batch normalisation lowers the shift of the layers' inputs by {e['reduction']}, at the rate that is best "
+        f"without it by {e['reduction_same_rate']}, and the turn of their gradients by {e['turn_reduction']}. "
+        f"With noise after it the shift is lower than without any norm by {e['noise_shift_reduction']}; a negative number "
+        "says that there is more of it. "
+        f"The gain in training loss is {e['loss_gain']}; the noise takes {e['gain_lost_to_noise']} of it, and "
+        f"{e['gain_lost_beyond_noise']} beyond what it costs without batch normalisation, {e['noise_alone_cost']}. "
+        f"Judged without the noise, in evaluation mode, {e['quiet_gain_lost_to_noise']} of the gain is lost."
+    )
+
+
+def draw(rows, s):
+    own = at_own_rates(rows, s)
+    with plots.figure(width=8.4, height=2.8) as (_, ax):
+        plots.lines(ax, of_kind(own, "shift"), "step", "shift", by="arm", colours=COLOURS)
+        ax.set(xlabel="step of the first epoch", ylabel="shift of inputs, in\nunits of their spread")
+        ax.set_yscale("log")
+        ax.legend(fontsize=10, ncol=4, loc="lower left", bbox_to_anchor=(0, 1))
+    shifts, turns = (
+        "; ".join(f"{r['mean']:.2g} {r['arm']}" for r in stats.summarise(of_kind(own, what), what, ("arm",)))
+        for what in ("shift", "turn")
+    )
+    return (
+        f"Mean shift a step, each at its own best rate: {shifts}. Turn of a layer's gradient because the layers before it "
+        f"moved, over its length: {turns}. Thin lines are seeds."
+    )
+
+
+SHIFT = replace(
+    RATES,
+    name="shift",
+    needs=RATES,
+    choose=best_rates,
+    conditions=lambda s: [*watched_runs(s), *learning_runs(s)],
+    estimates=estimates,
+    finding=finding,
+    figure=draw,
+    alt="Shift of the layers' inputs at each step of the first epoch on a logarithmic axis, for four networks, one thin "
+    "line for each seed.",
+    kept=("shift", "turn", "run"),
+)

@@ -1,0 +1,60 @@
+"""The chapter on residual connections: what it measures, and what it says of the strongest records."""
+
+from resnet_lib.experiments.residual.depth import DEGRADATION, INFORMATION, REMOVAL, TRAINED_GRADIENTS
+from resnet_lib.experiments.residual.family import FAMILY
+from resnet_lib.experiments.residual.gradients import GRADIENTS, SHATTERING
+from resnet_lib.experiments.residual.shortcuts import SHORTCUTS
+from resnet_lib.experiments.residual.tasks import THREE_TASKS
+from resnet_lib.experiments.residual.tuning import LOSS_SLICE, TUNING
+from resnet_lib.experiments.residual.unit import UNIT
+
+EXPERIMENTS = (
+    UNIT,
+    GRADIENTS,
+    SHATTERING,
+    DEGRADATION,
+    TUNING,
+    LOSS_SLICE,
+    TRAINED_GRADIENTS,
+    INFORMATION,
+    SHORTCUTS,
+    REMOVAL,
+    THREE_TASKS,
+    FAMILY,
+)
+
+
+def better_or_worse(estimate, better: str, worse: str, neither: str) -> str:
+    return better if estimate.low > 0 else worse if estimate.high < 0 else neither
+
+
+def answer(e):
+    """The question's answer in three sentences."""
+    he = better_or_worse(e["gradients/he_init_gain"], "helps", "hurts", "changes nothing that shows")
+    return f"""\
+**The gain of a layer decides whether gradients survive; the addition is one way among others to set it.**
+It saves {e["gradients/default_init_gain"]} of gradient under PyTorch's default weights, gains {e["gradients/batch_norm_gain"]} beside batch norm, and {he} under He's weights without it: {e["gradients/he_init_gain"]}.
+What it does buy is depth: towards the deepest network the training error changes by {e["degradation/plain_change"]} without the addition and by {e["degradation/residual_change"]} with it.
+"""
+
+
+def answers(e):
+    """The predictions of the chapter, answered in their order."""
+    default, he, normalised = (e[f"gradients/{name}_gain"] for name in ("default_init", "he_init", "batch_norm"))
+    deeper = better_or_worse(e["degradation/plain_change"], "higher", "lower", "not clearly different")
+    return f"""\
+1. It depends on the weights: with PyTorch's default the plain gradient vanishes, with He's on wide maps it is right, on small maps it shrinks.
+2. Decades of gradient that the addition saves, negative where it makes things worse: default weights {default}; He's {he}; He's with batch norm {normalised}.
+3. The deeper plain network's *training* error is {deeper}: {e["degradation/plain_change"]}.
+"""
+
+
+def practice(e):
+    """What to do, when, and what it bought here."""
+    return f"""\
+- **Deeper than about twenty layers, add the input back.** From the shallowest to the deepest network tried, leaving it out cost {e["degradation/plain_change"]} of training error; at the deepest, plain is worse by {e["degradation/deepest_gap"]}.
+- **Keep batch norm (or scale the branches) with it.** Without either, He's weights and an addition make the gradient grow with depth: {e["gradients/he_init_gain"]}.
+- **Pad or project where dimensions change, whichever is simpler.** A projection gained {e["shortcuts/projection_gain"]} over zero padding, a branch that starts at zero {e["shortcuts/zero_init_gain"]}.
+- **Do not count on an easier search for the learning rate.** The range that trains well widened by {e["tuning/lr_range_gain"]}; what improved is the error at the best rate, by {e["tuning/best_error_gain"]}.
+- **Use it for other tasks too, and measure.** Held-out loss saved: classification {e["tasks/classification_gain"]}, regression {e["tasks/regression_gain"]}, generation {e["tasks/generation_gain"]}.
+"""

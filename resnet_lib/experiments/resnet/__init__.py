@@ -1,0 +1,62 @@
+"""The chapter on ResNet: what it measures, and what it says of the strongest records."""
+
+from resnet_lib import page
+from resnet_lib.experiments.resnet.depth import DEPTH, DEPTH_COST, WIDTH_DEPTH
+from resnet_lib.experiments.resnet.forms import FORM_TIMES, SIGNALS, SURVEY_BLOCK, SURVEY_FORMULA2
+from resnet_lib.experiments.resnet.inference import INFERENCE
+from resnet_lib.experiments.resnet.learnt import PROBES
+from resnet_lib.experiments.resnet.tricks import TRICKS
+from resnet_lib.experiments.resnet.units import BLOCKS
+from resnet_lib.experiments.resnet.whole import NETWORKS
+
+EXPERIMENTS = (
+    BLOCKS,
+    NETWORKS,
+    SURVEY_BLOCK,
+    SURVEY_FORMULA2,
+    FORM_TIMES,
+    SIGNALS,
+    DEPTH,
+    DEPTH_COST,
+    WIDTH_DEPTH,
+    TRICKS,
+    PROBES,
+    INFERENCE,
+)
+
+
+def answer(e):
+    """The question's answer in three sentences."""
+    word = page.trend(e["survey_block/accuracy_change"], "better", "worse", "not clearly different")
+    fastest = max((name for name in e if name.startswith("inference/best_speedup")), key=lambda name: e[name].mean)
+    return f"""\
+**ResNet is not the block that the survey writes down, depth is not free, and a trained network can be run several times as fast.**
+The survey's block is {word} in accuracy: {e["survey_block/accuracy_change"]}; from 8 to 56 layers, at equal settings and few steps, accuracy changes by {e["depth/gain_to_56"]}, while computation grows with depth.
+For inference, the best way to run ResNet-18 gains a factor of {e[fastest]}.
+"""
+
+
+def answers(e):
+    """The predictions of the chapter, answered in their order."""
+    helps = [name for name in e if name.startswith("tricks/") and name.endswith("_gain") and e[name].low > 0]
+    shown = "; ".join(f"{name[7:-5].replace('_', ' ')} {e[name]}" for name in helps) or "none by its own interval"
+    speed = "; ".join(f"{e[name]} at batch {name.rpartition('_')[2]}" for name in e if "inference/best_speedup" in name)
+    return f"""\
+1. It makes it skewed: the branch has a skewness of {e["signals/survey_skewness"]}, in the original {e["signals/original_skewness"]}.
+2. Without a last activation it can; a last ReLU leaves nothing negative, a last LeakyReLU a hundredth of it.
+3. Accuracy changes by {e["depth/gain_to_56"]}, computation by as much as depth.
+4. In this short run: {shown}.
+5. By {speed}; most of it comes from 8 bits.
+"""
+
+
+def practice(e):
+    """What to do, when, and what it bought here."""
+    return f"""\
+- **Use the original or the pre-activation block, not the survey's.** Its order cost {e["survey_block/order_effect"]}, dropping the last activation {e["survey_block/end_effect"]}, LeakyReLU {e["survey_block/slope_effect"]}.
+- **Stop stacking where returns stop, and count the cost first.** Beyond 110 layers accuracy changed by {e["depth/gain_beyond_110"]}; returns stopped at {e["depth/returns_stop"].mean:.0f} layers.
+- **At a fixed budget of computation, try wider before deeper when steps are few.** Deepest minus widest: {e["width_depth/deep_over_wide"]}.
+- **Do not add tricks on trust in a short training.** All together gained {e["tricks/together_gain"]}, which is {e["tricks/together_over_sum"]} more than the sum of their parts.
+- **For inference, fold the norms and quantise to 8 bits, then check the accuracy.** That changed test accuracy by {e["inference/accuracy_change_onnxruntime__8_bits"]}.
+- **Judge a network after few steps by statistics taken anew,** not by running averages that remember their start.
+"""

@@ -1,0 +1,44 @@
+"""The chapter on skip connections: what it measures, and what it says of the strongest records."""
+
+from resnet_lib import page
+from resnet_lib.experiments.skip.capacity import CAPACITY, CAPACITY_RATES
+from resnet_lib.experiments.skip.gan import GAN
+from resnet_lib.experiments.skip.gradients import GRADIENTS
+from resnet_lib.experiments.skip.joins import JOINS
+from resnet_lib.experiments.skip.pix2pix import PIX2PIX
+from resnet_lib.experiments.skip.reconstruction import RECONSTRUCTION, SILENCED, SPECTRUM
+from resnet_lib.experiments.skip.sizes import SIZES
+
+EXPERIMENTS = (JOINS, SIZES, GRADIENTS, RECONSTRUCTION, SPECTRUM, SILENCED, CAPACITY_RATES, CAPACITY, PIX2PIX, GAN)
+
+
+def answer(e):
+    """The question's answer in three sentences."""
+    return f"""\
+**Skips carry where things are: fine detail that the bottleneck cannot hold, and they do it without more parameters.**
+At equal parameters they gain {e["reconstruction/psnr_gain"]} of fidelity and {e["reconstruction/detail_gain"]} of the fine detail; mirrored, so that they bring each pixel to the wrong side, {e["reconstruction/mirror_psnr_gain"]}.
+They do not cure the gradient: they go around the bottleneck, and {e["gradients/remaining_spread"]} of spread are left.
+"""
+
+
+def answers(e):
+    """The predictions of the chapter, answered in their order."""
+    more = page.trend(e["capacity/memorisation_gain"], "help", "hinder", "show no clear difference")
+    return f"""\
+1. Over the aligned tasks {e["reconstruction/psnr_gain"]}; in removing noise {e["reconstruction/denoise_psnr_gain"]}.
+2. Mirrored, they gain {e["reconstruction/mirror_psnr_gain"]}.
+3. Neither: skips narrow the spread by {e["gradients/plain_gain"]} without batch norm and {e["gradients/batch_norm_gain"]} with it; the bottleneck's own gradient is no larger.
+4. In memorising random labels skips {more}: {e["capacity/memorisation_gain"]}.
+"""
+
+
+def practice(e):
+    """What to do, when, and what it bought here."""
+    return f"""\
+- **Give a network that returns a picture its skips, where output and input are aligned.** They gained {e["reconstruction/psnr_gain"]} and {e["reconstruction/detail_gain"]} of the fine detail.
+- **Where output and input are not aligned, measure before you add them.** Mirrored, they gained {e["reconstruction/mirror_psnr_gain"]}.
+- **Add rather than concatenate where parameters are dear.** Concatenation costs {e["capacity/parameters_added_by_concatenation"].mean:.1%} more of them here, addition none; added skips gained {e["reconstruction/added_psnr_gain"]}.
+- **If the bottleneck's code is what you want, cut the finest skips.** With skips, silencing it costs {e["silenced/lost_with_skips"]}; without, {e["silenced/lost_without_skips"]}.
+- **Do not add skips to cure gradients; use batch norm.** They narrowed the spread by {e["gradients/plain_gain"]} without it.
+- **In pix2pix and GANs, count on nothing.** Held-out L1 fell by {e["pix2pix/l1_gain"]}, the Fréchet distance of a GAN by {e["gan/frechet_gain"]}.
+"""

@@ -1,0 +1,146 @@
+"""From noise to picture: a GAN whose generator skips its coarse maps to the output, or does not."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from resnet_lib import blocks, data, page, plots, resnets, stats, train, unet
+from resnet_lib.experiments.skip.networks import COLOURS, KINDS, as_bytes, level, shape
+from resnet_lib.experiments.skip.playing import PatchDiscriminator, made_scores, play, relative_gain, whole
+from resnet_lib.study import Experiment
+from resnet_lib.sweep import conditions
+
+NOISE = 64  # numbers that a picture is made from
+NULLS = ("real training pictures", "one picture, repeated")
+MEASURES = {"frechet": "Fréchet distance", "variety": "variety"}
+
+
+class SkipGenerator(nn.Module):
+    """Noise (N, 64) → (N, colours, side, side), doubling a small map; optionally with output skips.
+
+    Source:  Karras et al. 2020, arXiv:1912.04958, figure 7. Departs: averages maps, so that no parameter is added.
+    """
+
+    def __init__(self, with_skips: bool, width: int, colours: int, side: int):
+        super().__init__()
+        doublings = doublings_to(side)
+        self.with_skips, self.start = with_skips, side >> doublings
+        self.first = nn.Linear(NOISE, width * self.start**2)
+        self.levels = nn.ModuleList(level(width, width) for _ in range(doublings + 1))
+        self.head = blocks.conv1x1(width, colours, bias=True)
+
+    def forward(self, noise: torch.Tensor) -> torch.Tensor:
+        x = self.first(noise).unflatten(1, (-1, self.start, self.start))
+        maps = []
+        for k, one in enumerate(self.levels):
+            x = one(F.interpolate(x, scale_factor=2) if k else x)
+            maps.append(x)
+        if self.with_skips:
+            x = torch.stack([F.interpolate(m, x.shape[2:]) for m in maps]).mean(0)
+        return self.head(x)
+
+
+def doublings_to(side: int) -> int:
+    """From 2×2 for digits, else from 4×4 or a little more."""
+    return max(2, int(math.log2(side)) - 2)
+
+
+def null_scores(s, kind: str) -> dict:
+    """The measures of real training pictures, and of one of them repeated: the scale for all others."""
+    count = min(len(s.pictures.train), len(s.pictures.test))
+    split = data.Split(s.pictures.train.images[:count], s.pictures.train.labels[:count])
+    images, _ = whole(s, split)
+    images = images[:1] if kind == NULLS[1] else images
+    return made_scores(s, images.expand(count, -1, -1, -1))
+
+
+def gan(s, kind: str, seed: int = 0) -> list[dict]:
+    """Train one generator; its losses, its scores, and of the first seed eight pictures. Or score a null."""
+    if kind in NULLS:
+        return [{"what": "null"} | null_scores(s, kind)]
+    colours, side, _ = s.facts["shape"]
+    with train.seeded(seed):
+        maker = SkipGenerator(kind == "with skips", 2 * s.widths[0], colours, side).to(s.device)
+        critic = PatchDiscriminator(colours).to(s.device)
+
+    def given(images, generator):
+        noise = torch.randn(len(images), NOISE, generator=generator, device=images.device)
+        return noise, lambda picture: picture
+
+    rows = play(s, maker, critic, s.gan_epochs, s.gan_rate, seed, given, 0.0)
+    draw = torch.Generator().manual_seed(seed)
+    noise = torch.randn(len(s.pictures.test), NOISE, generator=draw).to(s.device)
+    with torch.no_grad():
+        made = torch.cat([maker.eval()(part) for part in noise.split(500)])
+    rows.append({"what": "score"} | made_scores(s, made) | {"parameters": resnets.count_parameters(maker)})
+    if seed == 0:
+        rows.append({"what": "sample", "made": as_bytes(s, made[:8])})
+    return rows
+
+
+def scores(rows):
+    return [r for r in rows if r["what"] == "score"]
+
+
+def estimates(rows, s):
+    return {"frechet_gain": relative_gain(scores(rows), "frechet")}
+
+
+def finding(rows, s, e):
+    collapsed = sum(r["collapsed"] for r in scores(rows))
+    return (
+        f"Output skips lower the Fréchet distance by {e['frechet_gain']} of that without them. {collapsed} of "
+        f"{len(scores(rows))} runs collapsed{', and are counted in' if collapsed else ''}."
+    )
+
+
+def table(rows, s):
+    columns = {"frechet": "Fréchet distance", "variety": "variety", "classes_seen": "share of classes"}
+    shown = []
+    for kind in KINDS:
+        own = [r for r in scores(rows) if r["kind"] == kind]
+        row = {"kind": kind} | {c: stats.interval([r[c] for r in own]) for c in columns}
+        shown.append(row | {"collapsed": f"{sum(r['collapsed'] for r in own)} of {len(own)}"})
+    for null in (r for r in rows if r["what"] == "null"):
+        row = {"kind": null["kind"]} | {c: f"{null[c]:.3g}" for c in columns}
+        shown.append(row | {"collapsed": "yes" if null["collapsed"] else "no"})
+    return page.table(shown, {"kind": "pictures"} | columns | {"collapsed": "collapsed"})
+
+
+def draw(rows, s):
+    own = [r | {"network": "GAN"} for r in scores(rows)]
+    with plots.figure(1, len(MEASURES), height=2.8) as (_, axes):
+        for ax, (column, name) in zip(axes, MEASURES.items(), strict=True):
+            plots.dots(ax, own, "network", column, by="kind", colours=COLOURS, offset=0.3, join=False)
+            ax.set(ylabel=name)
+        axes[0].legend(fontsize=9)
+    mean = {r["kind"]: r["mean"] for r in stats.summarise(own, "frechet", ("kind",))}
+    return (
+        f"Fréchet distance {mean['without']:.3g} without and {mean['with skips']:.3g} with output skips. "
+        "Dots are seeds, bars intervals of 95 %."
+    )
+
+
+def _runs(s):
+    side = s.facts["shape"][1]
+    shape(s)
+    unet.refuse_indivisible(side, side, 2 ** doublings_to(side))
+    resnets.cifar_config(s.judge_depth)
+    return conditions(kind=KINDS, seed=s.seeds) + conditions(kind=NULLS)
+
+
+GAN = Experiment(
+    "gan",
+    run=gan,
+    conditions=_runs,
+    estimates=estimates,
+    settings=("widths", "gan_epochs", "gan_rate", "batch_size", "judge_depth", "judge_epochs", "number_format"),
+    tiny={"widths": [4, 8], "gan_epochs": 1, "judge_depth": 8, "judge_epochs": 1},
+    finding=finding,
+    figure=draw,
+    alt="Two panels: Fréchet distance and variety of a GAN's pictures, with and without output skips, a small dot for each "
+    "seed and the mean with its interval.",
+    table=table,
+)

@@ -1,0 +1,30 @@
+"""Rates of arithmetic: what is kept of them, how they are compared, the axis they are drawn on."""
+
+import math
+
+from resnet_lib import precision, stats
+
+
+def slim(rows: list[dict]) -> list[dict]:
+    """Rows with what figures and estimates read."""
+    kept = "kind form side channels layout round rate error error_bound note"
+    return [{k: r[k] for k in kept.split() if k in r} for r in rows]
+
+
+def faster(rows, form: str, reference: str = "fp32", **where) -> stats.Estimate | None:
+    """Rate over the reference's, round by round; None where there is none, or a result was wrong."""
+    rows = [r for r in rows if all(r.get(k) == v for k, v in where.items())]
+    rows = [r for r in rows if r["form"] in (form, reference)]
+    if form not in {r["form"] for r in rows} or not all(precision.right(r) for r in rows):
+        return None
+    return stats.paired_ratio(rows, "rate", "form", form, reference, pair=("round",))
+
+
+def log_axis(axis, values) -> None:
+    """Ticks at 1, 2 and 5 times powers of ten, or at powers of ten alone where there would be many."""
+    low, high = (math.floor(math.log10(v)) for v in (min(values), max(values)))
+    leading = (1, 2, 5) if high - low < 3 else (1,)
+    ticks = [m * 10.0**e for e in range(low, high + 2) for m in leading]
+    near = [t for t in ticks if min(values) / 1.5 < t < max(values) * 1.5]
+    axis.set_ticks(near, [f"{t:,g}" for t in near])
+    axis.set_ticks([], minor=True)

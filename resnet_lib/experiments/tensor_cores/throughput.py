@@ -1,0 +1,227 @@
+"""The ceilings of a device: products, a convolution and copies of memory in every format that runs."""
+
+from resnet_lib import page, plots, precision, stats
+from resnet_lib.experiments.tensor_cores.formats import NEEDED, absent, filed, refusals, running
+from resnet_lib.experiments.tensor_cores.rates import faster, log_axis, slim
+from resnet_lib.study import Experiment
+from resnet_lib.sweep import conditions
+
+CHANNELS = 256  # of the convolution that is timed
+LAYOUTS = ("channels_last", "contiguous")
+RULED = {"product_sides": 128, "large": 8192}  # sides that the rules in claims.yml ask for
+
+
+def here(device) -> list[dict]:
+    """A row for each format: why it does not run on the device, and why no Tensor Core multiplies in it."""
+    return [
+        {
+            "form": name,
+            "device": device.type,
+            "refused": why,
+            "absent": absent(name, device) if name in NEEDED else "Tensor Cores do not multiply in it",
+        }
+        for name, why in refusals(device).items()
+    ]
+
+
+def throughput(s, kind: str, side: int = 0, form: str = "", channels: int = 0, layout: str = "", round: int = 0):
+    """The rate of one product, of one convolution or of copying; or which formats run here."""
+    if kind == "format":
+        return here(s.device)
+    if kind == "bandwidth":
+        return slim([precision.bandwidth(s.device, seconds=5 * s.seconds)])
+    if kind == "matmul":
+        return slim([precision.matmul(side, form, s.device, seconds=s.seconds)])
+    shape = {"batch": s.conv_shape[0], "side": s.conv_shape[1], "layout": layout}
+    return slim([precision.convolution(channels, form, s.device, seconds=s.seconds, **shape)])
+
+
+def runs(s):
+    """All formats take turns within a round."""
+    sides, needed = set(s.product_sides), RULED["product_sides"]
+    if len(sides) < 2 or min(sides) < 1 or needed not in sides:
+        must = f"at least two sizes of at least 1, and {needed} among them, by the rules in claims.yml"
+        raise ValueError(f"product_sides={s.product_sides} must hold {must}")
+    if odd := [side for side in s.product_sides if side % 16]:
+        raise ValueError(f"product_sides={s.product_sides}: {odd} are no multiples of 16, as fp8 needs")
+    if len(s.conv_shape) != 2 or min(s.conv_shape) < 1:
+        raise ValueError(f"conv_shape={s.conv_shape} must be pictures and pixels, at least [1, 1]")
+    refuse_times(s)
+    forms, turns = running(s.device), range(s.rounds)
+    convolved = [name for name in forms if name in precision.CONVOLUTIONS]
+    return [
+        {"kind": "format"},
+        *conditions(kind=["matmul"], round=turns, side=sorted(s.product_sides), form=forms),
+        *conditions(kind=["convolution"], round=turns, channels=[CHANNELS], form=convolved, layout=LAYOUTS),
+        {"kind": "bandwidth"},
+    ]
+
+
+def refuse_times(s) -> None:
+    if s.rounds < 4:
+        raise ValueError(f"rounds={s.rounds} must be at least 4")
+    if s.seconds <= 0:
+        raise ValueError(f"seconds={s.seconds} must be above 0")
+
+
+def of_kind(rows, kind: str) -> list[dict]:
+    return [r for r in rows if r["kind"] == kind]
+
+
+def reasons(rows) -> dict[str, str]:
+    """Format → why no Tensor Core multiplied in it, "" where one did."""
+    return {r["form"]: r["absent"] for r in of_kind(rows, "format")}
+
+
+def device_type(rows) -> str:
+    return of_kind(rows, "format")[0]["device"]
+
+
+def large(s) -> int:
+    return RULED["large"] if RULED["large"] in s.product_sides else max(s.product_sides)
+
+
+def ceilings(rows) -> dict[str, float]:
+    """The best correct rate of every format, of products and convolutions, FLOP/s."""
+    timed = [r for r in rows if r["kind"] in ("matmul", "convolution") and precision.right(r)]
+    return {
+        form: max(r["rate"] for r in timed if r["form"] == form) for form in dict.fromkeys(r["form"] for r in timed)
+    }
+
+
+def bandwidth(rows) -> float:
+    """Byte/s of a copy, read and written."""
+    return of_kind(rows, "bandwidth")[0]["rate"]
+
+
+def limits(rows, s) -> dict:
+    """What the layers and the ladder are held to, and whether Tensor Cores reached it."""
+    return {
+        "ceilings": ceilings(rows),
+        "bandwidth": bandwidth(rows),
+        "absent": reasons(rows),
+        "device_type": device_type(rows),
+    }
+
+
+def matrix_rates(rows, s) -> dict:
+    """Rates of the largest float16 products by round, and why no Tensor Core made them."""
+    own = [r for r in of_kind(rows, "matmul") if (r["form"], r["side"]) == ("fp16", large(s))]
+    return {
+        "matrix_rates": {str(r["round"]): r["rate"] for r in own},
+        "absent": reasons(rows),
+        "device_type": device_type(rows),
+    }
+
+
+def measures(rows, s) -> dict[str, tuple]:
+    """Name → (format, rate over float32's, what else is missing)."""
+    products, filters = of_kind(rows, "matmul"), of_kind(rows, "convolution")
+    few = "" if large(s) == RULED["large"] else f"needs {RULED['large']} in product_sides={s.product_sides}"
+    wanted = {
+        f"{form}_large": (form, faster(products, form, side=large(s)), few)
+        for form in ("bf16", "tf32", "fp16", "fp8", "int8")
+    }
+    wanted["bf16_small"] = ("bf16", faster(products, "bf16", side=RULED["product_sides"]), "")
+    wanted["convolution"] = ("bf16", faster(filters, "bf16", layout=LAYOUTS[0]), "")
+    return wanted
+
+
+def layout_gain(rows, form: str) -> stats.Estimate:
+    """Rate with channels last over that picture by picture, by round."""
+    own = [r for r in of_kind(rows, "convolution") if r["form"] == form]
+    return stats.paired_ratio(own, "rate", "layout", *LAYOUTS, pair=("round",))
+
+
+def estimates(rows, s):
+    found = filed("throughput", measures(rows, s), reasons(rows), device_type(rows))[0]
+    forms = dict.fromkeys(r["form"] for r in of_kind(rows, "convolution"))
+    return found | {f"channels_last_{form}": layout_gain(rows, form) for form in forms}
+
+
+def notes(rows, s):
+    return filed("throughput", measures(rows, s), reasons(rows), device_type(rows))[1]
+
+
+def finding(rows, s, e):
+    gains = {name.removesuffix("_large"): gain for name, (_, gain, _) in measures(rows, s).items() if "_large" in name}
+    gains = {form: gain for form, gain in gains.items() if gain}
+    quick = [f"{form} {gain}" for form, gain in gains.items() if gain.low > 1.2]
+    slow = [f"{form} {gain}" for form, gain in gains.items() if gain.high < 1]
+    forms = dict.fromkeys(r["form"] for r in of_kind(rows, "convolution"))
+    layouts = "; ".join(f"{form} {layout_gain(rows, form)}" for form in forms)
+    return (
+        f"At side {large(s)}, faster than float32 by a fifth or more: {', '.join(quick) or 'no format'}. "
+        f"Slower than float32: {', '.join(slow) or 'no format'}. "
+        f"Memory is copied at {bandwidth(rows) / 1e9:.1f} GB/s. "
+        f"Channels last over picture by picture, in the convolution: {layouts}."
+    )
+
+
+def table(rows, s):
+    top, memory, wanted = ceilings(rows), bandwidth(rows), measures(rows, s)
+    shown = []
+    for r in of_kind(rows, "format"):
+        form = r["form"]
+        row = {"form": form, "core": "no" if r["absent"] else "yes", "why": r["refused"]}
+        errors = [m["error"] for m in of_kind(rows, "matmul") if m["form"] == form]
+        if form in top:
+            row |= {"peak": top[form] / 1e9, "ridge": top[form] / memory}
+        row["error"] = max(errors) if errors else None
+        if form != "fp32":
+            row["large"] = wanted[f"{form}_large"][1]
+            row["small"] = faster(of_kind(rows, "matmul"), form, side=RULED["product_sides"])
+            row["conv"] = faster(of_kind(rows, "convolution"), form, layout=LAYOUTS[0])
+        shown.append(row)
+    return page.table(
+        shown,
+        {
+            "form": "format",
+            "core": "on Tensor Cores",
+            "peak": ("ceiling, GFLOP/s", ",.0f"),
+            "ridge": ("ceiling over memory, FLOP/byte", ".1f"),
+            "large": f"side {large(s)}, over fp32",
+            "small": f"side {RULED['product_sides']}, over fp32",
+            "conv": "convolution, over fp32",
+            "error": ("largest error", ".0e"),
+            "why": "why it does not run",
+        },
+    )
+
+
+def draw(rows, s):
+    timed = [r | {"giga": r["rate"] / 1e9} for r in rows if r["kind"] in ("matmul", "convolution")]
+    products, filters = of_kind(timed, "matmul"), of_kind(timed, "convolution")
+    sides = sorted({r["side"] for r in products})
+    with plots.figure(1, 2, width=8.4, height=3.6) as (_, (left, right)):
+        plots.lines(left, products, "side", "giga", by="form", seed="round", marker=True)
+        left.set(xscale="log", yscale="log", xlabel="side of the square product", ylabel="GFLOP/s")
+        left.set_xticks(sides, [str(side) for side in sides], fontsize=9)
+        left.set_xticks([], minor=True)
+        log_axis(left.yaxis, [r["giga"] for r in products])
+        left.legend(ncols=2, fontsize=9)
+        plots.dots(right, filters, "form", "giga", by="layout", offset=0.15, join=False)
+        right.set(xlabel="format of a convolution", ylim=(0, None))
+        right.legend(fontsize=9)
+    mean = stats.summarise([r for r in products if r["side"] == max(sides)], "giga", ("form",))
+    found = ", ".join(f"{r['form']} {r['mean']:,.0f}" for r in mean)
+    return f"Products of side {max(sides)} in GFLOP/s: {found}. Dots: rounds."
+
+
+THROUGHPUT = Experiment(
+    "throughput",
+    run=throughput,
+    conditions=runs,
+    estimates=estimates,
+    settings=("product_sides", "conv_shape", "seconds"),
+    counts=("rounds",),
+    tiny={"product_sides": [64, 128], "conv_shape": [1, 4], "seconds": 0.002, "rounds": 4},
+    finding=finding,
+    figure=draw,
+    alt="Left, rate of square products against their side, both axes logarithmic, one line a format, thin lines for "
+    "rounds. Right, rate of a convolution of 256 channels for each format, channels last and contiguous, a dot for each "
+    "round.",
+    table=table,
+    notes=notes,
+    timed=True,
+)

@@ -1,0 +1,50 @@
+"""An attestation holds only where every published column of every row agrees, times aside."""
+
+from dataclasses import replace
+
+import pytest
+
+from tests.test_records import RECORD
+from tools import attest
+from tools.chapters import ROOT
+
+ROWS = [{"seed": n, "kind": k, "error": (n + 1) / 3, "time_s": 1.0, "run_s": 2.0} for n in (0, 1) for k in ("a", "b")]
+PUBLISHED = replace(RECORD, experiment="effect", rows=ROWS)
+
+
+def test_times_places_and_order_do_not_count_and_neither_do_columns_that_nobody_published():
+    after = [row | {"time_s": 9.0, "run_s": 8.0, "made": 1, "more": 5} for row in reversed(ROWS)]
+    assert attest.difference(PUBLISHED, {"effect": ROWS}, after) == ""
+
+
+def test_rows_of_a_record_that_was_cut_in_two_are_found_in_the_old_one():
+    both = [row | {"what": "effect"} for row in ROWS] + [{"what": "control", "seed": 0, "size": 1.0}]
+    control = replace(PUBLISHED, experiment="control", rows=both[-1:])
+    assert attest.difference(control, {"effect": both}, both[-1:]) == ""
+
+
+@pytest.mark.parametrize(
+    ("after", "words"),
+    [
+        ([row | {"error": -row["error"]} for row in ROWS], "4 of 4 rows are new and 4 gone"),
+        ([row | {"error": row["error"] * 1.00001} for row in ROWS], "4 of 4 rows are new"),
+        (ROWS[:3], "0 of 3 rows are new and 1 gone"),
+        ([*ROWS, ROWS[0]], "1 of 5 rows are new and 0 gone"),
+        ([{k: v for k, v in row.items() if k != "kind"} for row in ROWS], "no column kind"),
+        ([], "no column error, kind, seed"),
+    ],
+)
+def test_every_other_difference_is_named(after, words):
+    assert words in attest.difference(PUBLISHED, {"effect": ROWS}, after)
+
+
+def test_only_what_a_checkout_declares_is_given_to_it():
+    pairs = dict(attest.settings_at(ROOT, "residual", {"depths": [8, 14], "records_to": "out", "nothing": 1}))
+    assert pairs == {"depths": "[8, 14]", "records_to": "out"}
+
+
+def test_tiny_settings_are_those_of_all_experiments():
+    from tools.measure import experiments_of
+
+    found = attest.tiny(experiments_of("residual"))
+    assert found["seeds"] == 2 and found["depths"] == [8, 14] and found["task_units"] == 1
