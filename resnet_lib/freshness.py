@@ -63,6 +63,12 @@ def code_of(function: Callable) -> dict[str, str]:
     return dict(sorted(found.items()))
 
 
+def name_of(function: Callable) -> str:
+    """The name by which `code_of` knows a function itself."""
+    function = inspect.unwrap(function.func if isinstance(function, partial) else function)
+    return f"{_inside(function.__module__) if _is_library(function) else 'notebook'}.{function.__qualname__}"
+
+
 def _is_library(value: object) -> bool:
     return (getattr(value, "__module__", None) or "").startswith(f"{PACKAGE}.")
 

@@ -111,7 +111,7 @@ def figure(png: bytes, alt: str, words: str) -> Block:
         f'<figure class="measured"><img{kind} src="data:image/png;base64,{source}" alt="{html.escape(alt)}">'
         f"<figcaption>{inline(words)}</figcaption></figure>"
     )
-    return Block(page, f"Figure: {words}")
+    return Block(page, f"Figure: {words}" if words else "")
 
 
 def paragraph(text: str) -> Block:

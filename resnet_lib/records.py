@@ -199,12 +199,13 @@ def _git(*arguments: str) -> str | None:
     return None
 
 
-def same_runs(record: Record, settings: dict, data: dict, code: dict[str, str]) -> bool:
+def same_runs(record: Record, settings: dict, data: dict, code: dict[str, str], run: str) -> bool:
     """Whether a record's rows are what these settings, this data and this code would give, and none is run again.
 
-    Code may reach more than the record's did: an entry added to a table changes nothing that was measured.
+    Code may reach more than the record's did: an entry added to a table changes nothing that was measured. But what is
+    run, by its name in `code`, must be what was run.
     """
     codes = [record.code, *(entry["code"] for entry in record.attested)]
     wanted = [settings, data.get("fingerprint"), data.get("test")]
     same_data = digest([record.settings, *map(record.data.get, ("fingerprint", "test"))]) == digest(wanted)
-    return same_data and any(known and known.items() <= code.items() for known in codes)
+    return same_data and any(run in known and known.items() <= code.items() for known in codes)

@@ -189,11 +189,11 @@ class Study:
         """The record in `records_to` that this measurement continues; times continue on their own device alone."""
         if not self.values["records_to"]:
             return None
-        machine = records.machine(precision.describe(self.device))
+        machine, run = records.machine(precision.describe(self.device)), freshness.name_of(experiment.run)
         for record in records.published(self.chapter, experiment.name, self.values["records_to"]):
             if (
                 record.profile == self.values["profile"]
-                and records.same_runs(record, settings, self.pictures.about(), code)
+                and records.same_runs(record, settings, self.pictures.about(), code, run)
                 and (not experiment.timed or records.machine(record.device) == machine)
             ):
                 return record
@@ -291,7 +291,7 @@ class Study:
         if experiment.table:
             table = experiment.table(record.rows, s)
             parts.append(table if table.rows <= LONG else page.fold(f"The numbers, {table.rows} rows", table))
-        parts += [page.paragraph(f"Not measured: {note}") for note in record.notes]
+        parts += [page.paragraph(f"Note: {note}.") for note in record.notes]
         return page.stack(*parts)
 
     def _drawn(self, experiment: Experiment, record: records.Record) -> page.Block:

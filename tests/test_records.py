@@ -151,12 +151,20 @@ def test_a_copy_within_another_repository_names_no_commit(monkeypatch, tmp_path)
 
 
 def test_runs_are_the_same_by_settings_data_and_code_or_code_that_was_attested():
-    same = lambda **changes: records.same_runs(replace(RECORD, **changes), RECORD.settings, RECORD.data, RECORD.code)  # noqa: E731
+    def same(**changes):
+        return records.same_runs(
+            replace(RECORD, **changes), RECORD.settings, RECORD.data, RECORD.code, "train.fit"
+        )  # noqa: E731
     assert same()
     assert same(code={"train.fit": "old"}, attested=[{"code": RECORD.code, "commit": "c"}])
     assert not same(code={"train.fit": "old"})
     assert not same(code={**RECORD.code, "train.more": "x"}), "what the record's code reached is gone"
-    assert records.same_runs(RECORD, RECORD.settings, RECORD.data, RECORD.code | {"blocks.BLOCKS['new']": "x"})
+    assert records.same_runs(
+        RECORD, RECORD.settings, RECORD.data, RECORD.code | {"blocks.BLOCKS['new']": "x"}, "train.fit"
+    )
+    assert not records.same_runs(
+        RECORD, RECORD.settings, RECORD.data, RECORD.code | {"notebook.mine": "x"}, "notebook.mine"
+    )
     assert not same(code={})
     assert not same(settings={"depths": [8, 20], "rate": 0.3})
     assert not same(data={**RECORD.data, "fingerprint": "other"})

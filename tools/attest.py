@@ -101,7 +101,7 @@ def attest(chapter: str, log=print) -> list[dict]:
     from resnet_lib import freshness, precision, records, verdicts
 
     experiments = {experiment.name: experiment for experiment in measure.experiments_of(chapter)}
-    found, table, runs = records.published(chapter), [], {}
+    found, table, runs, today = records.published(chapter), [], {}, {}
     with tempfile.TemporaryDirectory(prefix="attest-") as temporary:
         folder = Path(temporary)
         for record in found:
@@ -120,7 +120,7 @@ def attest(chapter: str, log=print) -> list[dict]:
             try:
                 if commit not in runs:
                     log(f"{chapter}: running the code of {commit} and of today …")
-                    runs[commit] = both(folder, chapter, commit, tuple(experiments.values()), precision)
+                    runs[commit] = both(folder, chapter, commit, tuple(experiments.values()), precision, today)
                 before, after = runs[commit]
                 why = difference(record, before, after.get(record.experiment, []))
             except RuntimeError as error:
@@ -134,8 +134,10 @@ def attest(chapter: str, log=print) -> list[dict]:
     return table
 
 
-def both(folder: Path, chapter: str, commit: str, experiments: tuple, precision) -> tuple[dict, dict]:
-    """The tiny rows by the code of a commit and by that of today."""
+def both(
+    folder: Path, chapter: str, commit: str, experiments: tuple, precision, today: dict[str, dict]
+) -> tuple[dict, dict]:
+    """The tiny rows by the code of a commit and by that of today, which are made once for each number format."""
     tree = folder / commit
     done = subprocess.run(
         ["git", "worktree", "add", "--detach", str(tree), commit], cwd=ROOT, capture_output=True, text=True
@@ -149,7 +151,10 @@ def both(folder: Path, chapter: str, commit: str, experiments: tuple, precision)
         auto = precision.choose_precision("auto", precision.choose_device("cpu"))
         values["number_format"] = "fp32" if has_format else auto
         before = rows_at(tree, chapter, values, folder / f"{commit}-before")
-        return before, rows_at(ROOT, chapter, values, folder / f"{commit}-after")
+        form = values["number_format"]
+        if form not in today:
+            today[form] = rows_at(ROOT, chapter, values, folder / f"{form}-after")
+        return before, today[form]
     finally:
         subprocess.run(["git", "worktree", "remove", "--force", str(tree)], cwd=ROOT, capture_output=True)
 

@@ -1,13 +1,16 @@
 """What decides the ResNet chapter's verdicts, on rows made by hand."""
 
+import copy
 import math
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
-from resnet_lib import blocks, resnets, train
+from resnet_lib import blocks, data, probes, resnets, stats, train
 from resnet_lib.experiments import resnet
 from resnet_lib.experiments.resnet import depth, forms, inference, learnt, networks, tricks, units, whole
 from tests.experiments.conftest import settings
@@ -293,3 +296,425 @@ def test_settings_that_leave_nothing_to_judge_are_refused(experiment, changes, w
 def test_the_target_is_four_fifths_of_the_loss_of_guessing():
     assert forms.target_loss(settings(facts={"classes": 10})) == pytest.approx(0.8 * math.log(10))
     assert forms.guessing(settings(facts={"classes": 4})) == 0.75
+
+
+# --- the parts of runs that decide verdicts ---
+
+CPU = torch.device("cpu")
+
+
+def made_up_pictures(count=24, side=8, classes=3):
+    generator = torch.Generator().manual_seed(0)
+
+    def split(size):
+        images = torch.randint(0, 256, (size, 3, side, side), dtype=torch.uint8, generator=generator)
+        return data.Split(images, torch.arange(size) % classes)
+
+    mean, std = torch.full((3,), 0.5), torch.full((3,), 0.25)
+    parts = split(count), split(count // 2), split(count // 3)
+    return data.Dataset("made up", *parts, ("a", "b", "c")[:classes], "f", mean, std, "")
+
+
+def while_measuring(pictures=None, **values):
+    pictures = pictures or made_up_pictures()
+    defaults = {"batch_size": 8, "learning_rate": 0.05, "number_format": "fp32", "device": CPU}
+    return SimpleNamespace(**defaults | values, pictures=pictures, facts=pictures.about())
+
+
+def test_a_formula_is_refuted_by_a_block_in_another_order_and_by_norms_that_do_something():
+    with train.seeded(0):
+        fresh = blocks.BasicBlock(16, 16)
+        original = units.scrambled(copy.deepcopy(fresh))
+    assert units.difference(original, lambda x: units.survey_words(x, original)) > 1e-2
+    assert units.difference(fresh, original) > 1e-2
+
+
+def test_the_preactivation_bottleneck_is_its_formula_and_four_times_as_wide_outside():
+    with train.seeded(0):
+        unit = units.scrambled(units.PreActivationBottleneck(16, 4))
+    assert (unit.out_channels, unit.conv2.in_channels, unit.conv2.out_channels) == (16, 4, 4)
+
+    def written_out(x):
+        first = unit.conv1(F.relu(unit.bn1(x)))
+        return x + unit.conv3(F.relu(unit.bn3(unit.conv2(F.relu(unit.bn2(first))))))
+
+    assert units.difference(unit, written_out) < 1e-5
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet50", "resnext50_32x4d", "wide_resnet50_2"])
+def test_the_walk_through_a_shape_counts_an_imagenet_network_on_odd_maps_too(name):
+    row, shape = networks.counted_cost(name, getattr(resnets, f"{name}_imagenet"), 71)
+    assert networks.predicted(shape, 71) == (row["parameters"], row["flops"])
+
+
+def test_the_cost_here_is_that_of_the_pictures_at_hand():
+    s = settings(facts={"shape": [1, 12, 12], "classes": 7})
+    assert networks.cifar(s) == {"in_channels": 1, "num_classes": 7}
+    shape = networks.cifar(s) | {"widths": (6, 12, 24)}
+    row, _ = networks.counted_cost("n", lambda: resnets.resnet_cifar(20, **shape), 12, channels=1)
+    assert networks.flops_here(s, 20, 6) == row["flops"]
+
+
+def test_a_network_is_judged_by_settled_statistics_and_each_error_is_of_its_own_split(monkeypatch):
+    s, seen = while_measuring(), []
+
+    def evaluate(model, pictures, split, config):
+        seen.append(model.bn1.running_mean.clone())
+        return {"error": {12: 0.25, 8: 0.5}[len(split)], "loss": {12: 1.0, 8: 2.0}[len(split)]}
+
+    monkeypatch.setattr(train, "evaluate", evaluate)
+    with train.seeded(0):
+        model = resnets.resnet_cifar(8, num_classes=3)
+    assert networks.judge(s, model) == {"val_error": 0.25, "test_error": 0.5, "test_loss": 2.0}
+    assert len(seen) == 2 and all(mean.abs().max() > 1e-3 for mean in seen), "statistics of pictures, not fresh ones"
+
+
+def test_only_a_strided_seven_and_a_pooling_are_the_imagenet_stem():
+    stem = lambda side, stride, pool: SimpleNamespace(  # noqa: E731
+        conv1=nn.Conv2d(3, 4, side, stride), maxpool=nn.MaxPool2d(3) if pool else nn.Identity()
+    )
+    assert whole.has_imagenet_stem(stem(7, 2, True))
+    assert not any(map(whole.has_imagenet_stem, (stem(3, 2, True), stem(7, 1, True), stem(7, 2, False))))
+
+
+def test_our_logits_are_torchvisions_and_would_not_be_if_one_unit_differed(monkeypatch):
+    assert whole.logit_difference("resnet18")["difference"] < 1e-5
+    right = resnets.resnet18_imagenet
+
+    def other():
+        model = right()
+        model.units()[3].activate_sum = False
+        return model
+
+    monkeypatch.setattr(resnets, "resnet18_imagenet", other)
+    found = whole.logit_difference("resnet18")
+    assert found["difference"] > 1e-2 * found["logit_std"] > 0
+
+
+def test_another_block_is_forgotten_even_where_building_fails():
+    with pytest.raises(RuntimeError), forms.also_built("mine", units.PreActivationBottleneck):
+        assert blocks.BLOCKS["mine"] is units.PreActivationBottleneck
+        raise RuntimeError
+    assert "mine" not in blocks.BLOCKS
+
+
+@pytest.mark.parametrize("form", forms.FORMS)
+def test_every_form_has_as_many_convolutions_and_a_step_of_the_ladder_changes_one_thing(form):
+    model = forms.form_network(settings(form_depth=20), form)
+    kinds = [units.operations(unit) for unit in model.units()]
+    assert sum(kind.startswith("Conv") for of_unit in kinds for kind in of_unit) == 18
+    original = ["Conv2d3", "BatchNorm2d", "ReLU", "Conv2d3", "BatchNorm2d", "add", "ReLU"]
+    survey = ["Conv2d3", "LeakyReLU", "BatchNorm2d"] * 2 + ["add", "LeakyReLU"]
+    expected = {
+        "original": original,
+        "LeakyReLU": [kind.replace("ReLU", "LeakyReLU") for kind in original],
+        "activation before norm": [kind.replace("LeakyReLU", "ReLU") for kind in survey],
+        "nothing after sum": original[:-1],
+        "survey, words": survey,
+        "survey, formula": survey[:-1],
+    }
+    assert kinds[0] == expected.get(form, kinds[0])
+    if "LeakyReLU" in kinds[0]:
+        assert model.units()[0].relu.negative_slope == units.SLOPE == 0.01
+    assert model(torch.randn(2, 3, 8, 8)).shape == (2, 10)
+
+
+def test_a_signal_is_the_stream_from_unit_to_unit_and_the_network_stays_as_it_was():
+    with train.seeded(0):
+        model = forms.form_network(settings(form_depth=20), "original")
+        images = torch.randn(32, 3, 16, 16)
+    rows = forms.signals(model, images, "init")
+    assert (model.bn1.running_mean == 0).all()
+    with torch.no_grad():
+        last = model.features(images)
+    assert [r["unit"] for r in rows] == list(range(1, 10)) and {r["when"] for r in rows} == {"init"}
+    assert rows[-1]["std"] == pytest.approx(last.std().item(), rel=1e-4)
+    assert rows[-1]["mean"] == pytest.approx(last.mean().item(), rel=1e-4)
+    assert sum(r["branch_negative"] for r in rows) / 9 == pytest.approx(0.5, abs=0.05)
+
+
+def test_a_channel_is_one_sided_where_nearly_all_that_its_activation_is_given_has_one_sign():
+    with train.seeded(0), torch.no_grad():
+        model = forms.form_network(settings(form_depth=20), "original")
+        images = torch.randn(16, 3, 16, 16)
+        model.units()[0].bn1.bias[:4] = 10.0  # always open
+        model.units()[0].bn1.bias[4:10] = -10.0  # always closed
+        model.units()[0].bn1.bias[10] = 1.0  # a sixth of its values on the other side: not one-sided
+    rows = forms.signals(model, images, "init")
+    assert rows[0]["one_sided"] == 10 / 16 and rows[1]["one_sided"] == 0
+
+
+def test_theory_closes_the_channels_whose_mean_lies_far_from_zero():
+    # mean over deviation of a rectified Gaussian: 0.399 / 0.584; 1.645 / 0.683 = 2.41 deviations, both sides: 1.6 %
+    leaky = forms.rectified_theory(0.01)
+    assert leaky["one_sided"] == pytest.approx(0.016, abs=0.002) and leaky["branch_negative"] > 0.52
+
+
+def test_losses_are_remembered_while_training_alone():
+    losses, model = [], nn.Sequential(nn.Flatten(), nn.Linear(12, 3))
+    task = forms.remembering(losses)
+    images, labels = torch.randn(6, 3, 2, 2), torch.arange(6) % 3
+    task(model.train(), images, labels, None)
+    task(model.eval(), images, labels, None)
+    assert len(losses) == 1 and not losses[0].requires_grad
+    assert losses[0].item() == pytest.approx(F.cross_entropy(model(images), labels).item())
+
+
+def test_a_run_that_diverges_counts_as_guessing_in_validation_and_test(monkeypatch):
+    s = while_measuring(form_depth=20, form_epochs=1)
+
+    def fit(make, pictures, config, *, seeds, task, on_divergence, progress):
+        assert config.learning_rate == 0.5 and seeds == [4] and on_divergence == "record"
+        task(make().train(), *train.Batches(pictures, pictures.train, config, CPU).first(), None)
+        return SimpleNamespace(models=[make()], rows=[{"diverged": True}])
+
+    monkeypatch.setattr(train, "fit", fit)
+    rows = forms.forms(s, "original", 0.5, 4)
+    (run,) = [r for r in rows if r["what"] == "run"]
+    assert run["diverged"] and run["val_error"] == run["test_error"] == pytest.approx(2 / 3)
+    assert {r["when"] for r in rows if r["what"] == "signal"} == {"init"}
+
+
+def test_a_rate_is_chosen_by_the_mean_of_validation_errors_whatever_the_test_errors():
+    rows = runs("a", (0.9, 0.8, 0.7), 0.3, val=0.3) + runs("a", (0.1, 0.1, 0.1), 0.1, val=0.4)
+    rows = [r | {"val_error": 0.1} if (r["rate"], r["seed"]) == (0.1, 0) else r for r in rows]  # mean: 0.3
+    rows = [r | {"val_error": 0.9} if (r["rate"], r["seed"]) == (0.1, 1) else r for r in rows]  # mean: 0.47
+    assert forms.chosen_rates(rows) == {"a": 0.3}
+    assert [r["accuracy"] for r in forms.at_chosen(rows)] == pytest.approx([0.1, 0.2, 0.3])
+
+
+def test_signals_are_shown_of_four_forms_at_the_rate_that_each_chose():
+    rates = {form: 0.1 for form in forms.FORMS} | {"original": 0.3}
+    chosen = forms.SIGNALS.conditions(settings(form_depth=20, form_rates=[0.1, 0.3], rate_of=rates, seeds=[0, 1]))
+    assert {r["form"] for r in chosen} == set(forms.SHOWN) and len(chosen) == 8
+    assert {r["rate"] for r in chosen if r["form"] == "original"} == {0.3}
+    assert {r["rate"] for r in chosen if r["form"] != "original"} == {0.1}
+    rows = [{"form": "original", "when": "init", "unit": k, "skewness": k + n} for k in (1, 3) for n in (0, 1)]
+    assert forms.fresh_mean(rows, "original", "skewness", unit=3) == 3.5
+
+
+def test_the_speed_told_is_that_of_the_surveys_block():
+    rows = [{"form": "original", "ratio": 1.0}, {"form": "survey, words", "ratio": 0.8}]
+    assert forms.FORM_TIMES.estimates(rows, settings())["survey_speed"].mean == 0.8
+
+
+def test_a_steps_cost_counts_what_is_kept_for_the_backward_pass_without_the_weights():
+    s = while_measuring(made_up_pictures(side=4))
+    (shallow,), (deep,) = (depth.cost(s, layers) for layers in (8, 14))
+    assert shallow["flops"] == networks.flops_here(s, 8)
+    assert shallow["parameters"] == networks.cifar_parameters(8, classes=3)
+    maps = sum(4 * networks.COST_BATCH * 16 * wider * side**2 for side, wider in ((4, 1), (2, 2), (1, 4)))
+    grown = deep["activation_bytes"] - shallow["activation_bytes"]
+    assert 3 * maps <= grown < 6 * maps, "a unit more in each stage keeps a few maps of its stage"
+    assert grown < 4 * (deep["parameters"] - shallow["parameters"]), "its weights are larger, and do not count"
+
+
+def test_decay_in_the_loss_is_decay_in_the_optimiser():
+    with train.seeded(0):
+        in_loss = resnets.resnet_cifar(8)
+        images, labels = torch.randn(8, 3, 8, 8), torch.arange(8)
+    in_optimiser = copy.deepcopy(in_loss)
+    ours = train.make_optimizer(in_loss, train.TrainConfig(weight_decay=0.1))
+    theirs = torch.optim.SGD(in_optimiser.parameters(), 0.1, 0.9, weight_decay=0.1, nesterov=True)
+    for model, optimizer, task in (
+        (in_loss, ours, tricks.decayed_everywhere(0.0, 0.1)),
+        (in_optimiser, theirs, train.classification()),
+    ):
+        for _ in range(2):
+            optimizer.zero_grad()
+            task(model, images, labels, None)["loss"].backward()
+            optimizer.step()
+    pairs = zip(in_loss.parameters(), in_optimiser.parameters(), strict=True)
+    assert max((a - b).abs().max().item() for a, b in pairs) < 1e-5
+
+
+def test_resnet_ds_shortcut_averages_four_pixels_instead_of_dropping_three():
+    shortcut = tricks.AverageFirst(1, 1).eval()
+    shortcut[1].weight.data.fill_(1.0)
+    image = torch.tensor([[1.0, 3.0, 5.0], [5.0, 7.0, 9.0], [2.0, 4.0, 6.0]])[None, None]
+    scale = 1 / math.sqrt(1 + shortcut[2].eps)
+    assert torch.allclose(shortcut(image)[0, 0], torch.tensor([[4.0, 7.0], [3.0, 6.0]]) * scale)
+
+
+def test_surgery_changes_what_it_names_alone():
+    model = resnets.resnet_cifar(8, shortcut="B")
+    tricks.with_averaging_shortcuts(model)
+    averaging = [isinstance(unit.downsample, tricks.AverageFirst) for unit in model.units()]
+    assert averaging == [unit.stride == 2 for unit in model.units()] == [False, True, True]
+    tricks.with_deep_stem(model)
+    stem = [m for m in model.conv1 if isinstance(m, nn.Conv2d)]
+    assert [(m.in_channels, m.out_channels, m.kernel_size[0]) for m in stem] == [(3, 8, 3), (8, 8, 3), (8, 16, 3)]
+
+
+def recipe_of(monkeypatch, trick):
+    """The training, the network and the loss with which a recipe trains."""
+    s, used = while_measuring(made_up_pictures(160), trick_depth=8, trick_epochs=2), {}
+
+    def fit(make, pictures, config, *, seeds, task, progress):
+        with train.seeded(0):
+            used.update(config=config, model=make(), task=task)
+        return SimpleNamespace(models=[used["model"]], rows=[{"train_loss": 1.0, "time_s": 1.0}])
+
+    monkeypatch.setattr(train, "fit", fit)
+    monkeypatch.setattr(tricks, "judge", lambda s, model: {"test_error": 0.25})
+    assert tricks.tricks(s, trick, 0)[0]["accuracy"] == 0.75
+    images, labels = torch.randn(8, 3, 8, 8, generator=torch.Generator().manual_seed(0)), torch.arange(8) % 3
+    model, config = used["model"], used["config"]
+    plain = F.cross_entropy(model(images), labels, label_smoothing=config.label_smoothing)
+    extra = used["task"](model, images, labels, None)["loss"] - plain
+    found = {name: getattr(config, name) for name in tricks.PLAIN} | {"decay in loss": extra.item() > 1e-3}
+    found["deep stem"] = isinstance(model.conv1, nn.Sequential)
+    found["averaging"] = isinstance(model.units()[1].downsample, tricks.AverageFirst)
+    return found | {"zero": bool((model.units()[0].last_norm().weight == 0).all())}
+
+
+def test_each_trick_changes_one_thing_of_the_plain_recipe_and_all_together_change_all(monkeypatch):
+    plain = recipe_of(monkeypatch, "plain recipe")
+    assert plain == tricks.PLAIN | {"deep stem": False, "averaging": False, "zero": False, "decay in loss": True}
+    changes = {
+        "deep stem": {"deep stem": True},
+        "ResNet-D shortcuts": {"averaging": True},
+        "label smoothing": {"label_smoothing": 0.1},
+        "EMA": {"ema_decay": 1 - 10 / 40},
+        "cosine": {"schedule": "cosine"},
+        "zero-γ": {"zero": True},
+        "warm-up": {"warmup": 0.1},
+        "no decay on norms": {"decay in loss": False},
+    }
+    together = plain
+    for trick, change in changes.items():
+        assert recipe_of(monkeypatch, trick) == plain | change, trick
+        together = together | change
+    assert recipe_of(monkeypatch, "all together") == together
+    known = tricks.recipes(settings(trick_epochs=1, batch_size=50, facts={"train": 105}))
+    assert list(known) == ["plain recipe", *changes, "all together"]
+    assert known["EMA"] == {"training": {"ema_decay": 0.0}}, "two steps: no average, and none below zero"
+
+
+def test_a_trick_is_sure_only_where_all_intervals_hold_at_once():
+    values = {"plain recipe": (0.0, 0.0, 0.0), "a": (0.010, 0.020, 0.013), "all together": (1.0, 1.0, 1.0)}
+    values |= {f"other {k}": (0.1, -0.1, 0.0) for k in range(7)}
+    rows = [{"trick": t, "seed": n, "accuracy": a} for t, of in values.items() for n, a in enumerate(of)]
+    assert tricks.gain(rows, "a").low > 0, "it helps by its own interval"
+    assert tricks.sure(rows, "a") == "–" and tricks.sure(rows, "all together") == "helps"
+
+
+def test_a_control_is_that_of_the_trained_network():
+    rows = [{"what": "pixels", "state": state, "accuracy": a} for state, a in (("trained", 0.4), ("random", 0.9))]
+    assert learnt.control(rows, "pixels") == 0.4
+
+
+def test_probes_are_fitted_to_training_and_judged_on_validation_pictures_and_one_to_shuffled_labels(monkeypatch):
+    asked = []
+
+    def probe_accuracy(fit_on, labels, judge_on, judged_labels, classes):
+        asked.append((fit_on.shape, labels, judge_on.shape, judged_labels, classes))
+        return len(asked) / 10
+
+    monkeypatch.setattr(probes, "probe_accuracy", probe_accuracy)
+    s = while_measuring()
+    rows = learnt.probe(s, resnets.resnet_cifar(8, num_classes=3), "random")
+    places = [("unit", 1), ("unit", 2), ("unit", 3), ("pixels", 0), ("shuffled", 3)]
+    assert [(r["what"], r["unit"]) for r in rows] == places and {r["state"] for r in rows} == {"random"}
+    assert [r["accuracy"] for r in rows] == [0.1, 0.2, 0.3, 0.4, 0.5]
+    right, val = s.pictures.train.labels, s.pictures.val.labels
+    assert all(torch.equal(a[1], right) for a in asked[:-1]) and all(torch.equal(a[3], val) for a in asked)
+    assert asked[3][0] == (24, 3 * 8 * 8) and asked[3][2] == (12, 3 * 8 * 8)
+    shuffled = asked[-1][1]
+    assert not torch.equal(shuffled, right) and torch.equal(shuffled.sort().values, right.sort().values)
+
+
+class Sees(nn.Module):
+    """A network whose features are the averages of a picture's four quarters, so its map is known."""
+
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Linear(3, 2)
+        self.fc.weight.data = torch.tensor([[1.0, 0.0, 0.0], [-9.0, 0.0, 0.0]])
+        self.fc.bias.data = torch.tensor([0.5, 0.0])
+
+    def features(self, images):
+        return F.avg_pool2d(images, 4)
+
+    def forward(self, images):
+        return self.fc(self.features(images).mean((2, 3)))
+
+
+def test_a_map_explains_the_logit_and_covering_a_cell_takes_away_what_that_cell_gave():
+    pictures = made_up_pictures()
+    images = torch.full_like(pictures.val.images, 128)
+    images[:, 0, :4, 4:], images[:, 0, 4:, :4] = 255, 0  # of the first channel a bright quarter and a dark one
+    pictures = replace(pictures, val=data.Split(images, pictures.val.labels))
+    cover, *maps = learnt.activation_maps(while_measuring(pictures), Sees(), 0)
+    at = lambda level: (level / 255 - 0.5) / 0.25  # noqa: E731
+    assert cover["off"] < 1e-5
+    assert cover["highest"] == pytest.approx(at(255) / 4, abs=1e-4)
+    assert cover["lowest"] == pytest.approx(at(0) / 4, abs=1e-4)
+    assert len(maps) == 6 and maps[0]["guess"] == 0 and maps[1]["label"] == 1
+    assert maps[0]["map"][0] == pytest.approx([at(128), at(255)], abs=1e-4)
+    assert len(learnt.activation_maps(while_measuring(pictures), Sees(), 1)) == 1, "maps are kept of one seed"
+
+
+def test_what_was_learnt_is_compared_with_the_weights_that_training_began_with(monkeypatch):
+    seen, started = [], []
+    monkeypatch.setattr(learnt, "probe", lambda s, model, state: seen.append((state, model)) or [])
+    monkeypatch.setattr(learnt, "activation_maps", lambda s, model, seed: [])
+
+    def fit(make, pictures, config, *, seeds, progress):
+        with train.seeded(seeds[0]):
+            model = make()
+        started.append(model.conv1.weight.detach().clone())
+        nn.init.zeros_(model.conv1.weight)
+        return SimpleNamespace(models=[model], rows=[])
+
+    monkeypatch.setattr(train, "fit", fit)
+    learnt.learnt(while_measuring(form_depth=8, probe_epochs=1), 3)
+    (first, fresh), (second, trained) = seen
+    assert (first, second) == ("random", "trained")
+    assert torch.equal(fresh.conv1.weight, started[0]) and (trained.conv1.weight == 0).all()
+    assert (fresh.bn1.running_mean != 0).any(), "its running statistics are those of the pictures"
+
+
+def test_neither_the_plain_network_nor_torchvisions_nor_another_batch_is_the_fastest_way():
+    rows = timed("eager float32", 1, [9.0] * 7) + timed(inference.PEER, 1, [8.0] * 7)
+    rows += timed("folded", 1, [2.0] * 7) + timed("channels-last", 1, [1.0] * 7)
+    rows += timed("folded", 32, [1.0] * 7) + timed("channels-last", 32, [7.0] * 7)
+    assert inference.fastest_at(rows, 1) == "folded" and inference.fastest_at(rows, 32) == "channels-last"
+    assert inference.speedup_of(rows, "folded", 1).mean == 2 and inference.speedup_of(rows, "folded", 1).n == 4
+
+
+def test_what_is_counted_in_shorter_numbers_is_told_apart_from_what_only_rounds():
+    short = ("folded, channels-last, bfloat16", "onnxruntime, 8 bits", "the same in 16 bits", "folded, float16")
+    assert all(inference.is_rounded({"way": way}) for way in short)
+    exact = ("eager float32", "folded, torch.export", inference.PEER, "compiled, frozen", "onnxruntime")
+    assert not any(inference.is_rounded({"way": way}) for way in exact)
+
+
+def test_a_network_that_has_lived_has_statistics_of_its_own_and_is_in_evaluation_mode():
+    model = inference.lived_in(resnets.resnet_cifar(8), 8)
+    assert not model.training and (model.bn1.running_mean != 0).any()
+
+
+def evidence(**changes):
+    """Every measure that the chapter's words read, all zero but those given."""
+    names = {"survey_block": ["accuracy_change", "order_effect", "end_effect", "slope_effect"]}
+    names |= {"depth": ["gain_to_56", "gain_beyond_110", "returns_stop"], "width_depth": ["deep_over_wide"]}
+    names |= {"signals": ["survey_skewness", "original_skewness"]}
+    names |= {"tricks": ["together_gain", "together_over_sum", "warm_up_gain", "ema_gain"]}
+    names |= {"inference": ["best_speedup_batch_1", "best_speedup_batch_32", "accuracy_change_onnxruntime__8_bits"]}
+    of = {f"{name}/{measure}": stats.exact(0.0) for name, measures in names.items() for measure in measures}
+    return of | {name.replace("__", "/", 1): stats.exact(value) for name, value in changes.items()}
+
+
+def test_the_answer_says_worse_for_worse_and_names_the_largest_speed_up():
+    worse, better = (resnet.answer(evidence(survey_block__accuracy_change=change)) for change in (-0.1, 0.1))
+    assert "is worse in accuracy" in worse and "is better in accuracy" in better
+    assert "is not clearly different in accuracy" in resnet.answer(evidence())
+    faster = resnet.answer(evidence(inference__best_speedup_batch_1=3.0, inference__best_speedup_batch_32=2.0))
+    assert "a factor of 3 (exact)" in faster
+
+
+def test_only_tricks_whose_interval_lies_above_zero_are_said_to_help():
+    said = resnet.answers(evidence(tricks__warm_up_gain=0.02, tricks__ema_gain=-0.02))
+    assert "warm up 0.02" in said and "ema" not in said
+    assert "none by its own interval" in resnet.answers(evidence())

@@ -90,10 +90,10 @@ def test_a_u_net_has_one_concatenation_a_level_between_maps_of_one_size():
 def test_joins_count_networks_not_joins_of_another_size_and_the_share_of_all_joins():
     row = {"kind": "add", "other_size": False, "direct": False, "nonlinear": False}
     rows = [row | {"network": "A", "other_size": True}] * 3 + [row | {"network": "B", "direct": True}]
-    rows += [row | {"network": "C", "nonlinear": True}]
+    rows += [row | {"network": "C", "nonlinear": True, "direct": True}]
     found = joins.estimates(rows, settings())
     assert found["networks_of_different_sizes"].mean == 1
-    assert found["direct"].mean == 1
+    assert found["direct"].mean == 2
     assert found["nonlinearity_share"].mean == pytest.approx(0.2)
     assert joins.by_network(rows)[0] == {
         "network": "A", "joins": 3, "kinds": "add", "other_size": 3, "direct": 0, "nonlinear": 0,
@@ -206,6 +206,13 @@ def test_equal_widths_without_borders_give_a_cut_network_a_level_gradient():
     assert found == pytest.approx([math.log10(2) / 2] * 4 + [0, 0], abs=1e-6)
     kept = gradients.predicted_decades([16, 16], WIDE, 2, True)
     assert kept == pytest.approx([math.log10(2) / 2] * 2 + [0] * 4, abs=1e-6)
+
+
+def test_with_batch_norm_each_unit_passes_on_its_factor_and_each_side_of_a_join_half():
+    """By hand, one convolution a level: f/2 comes by the skip and f²/2 by the bottleneck, which itself gets f/2."""
+    f = 1 / (1 - 1 / math.pi)
+    found = gradients.predicted_decades([16, 32], 8, 1, True, "batch")
+    assert found == pytest.approx([math.log10(f / 2 + f * f / 2) / 2, math.log10(f / 2) / 2, 0])
 
 
 def tiny_unet(**changes):
@@ -461,6 +468,21 @@ def test_a_silenced_bottleneck_costs_its_own_arm_over_the_aligned_tasks():
     assert found["lost_without_skips"].mean == pytest.approx(6)
     assert found["lost_with_skips"].mean == pytest.approx(2)
     assert found["trained_skips_over_bottleneck"].mean == pytest.approx(3)
+
+
+class OnlyFinest(Same):
+    """Keeps what repeats every second pixel and loses the wave of four pixels."""
+
+    def forward(self, x):
+        return (self.bottleneck(x) + x.roll(2, 3)) / 2
+
+
+def test_a_coarser_wave_that_is_lost_is_no_lost_detail():
+    place = torch.arange(8)
+    line = 128 + 50 * torch.cos(math.pi * place) + 50 * torch.cos(math.pi / 2 * place)
+    score, *bands = judged(OnlyFinest(), "colourise", line.round().byte().expand(8, 3, 8, 8).contiguous())
+    assert score["detail"] == pytest.approx(1, abs=1e-3)
+    assert bands[2]["error_share"] == pytest.approx(1, abs=1e-3), "two cycles are lost"
 
 
 @pytest.mark.parametrize(

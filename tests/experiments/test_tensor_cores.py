@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from resnet_lib import data
 from resnet_lib.experiments import tensor_cores
 from resnet_lib.experiments.tensor_cores import (
     accumulation,
@@ -128,6 +129,32 @@ def test_trapped_runs_are_those_of_fused_sgd_alone():
     way = lambda name, last: {"what": "trained", "way": name, "last": last}  # noqa: E731
     rows = [way("fp16, scaled, fused SGD", v) for v in (None, 2.3, 5.0)] + [way("fp16, loss × 2³⁰", None)]
     assert scaling.trapped(rows, classes=10) == 2
+
+
+@pytest.fixture(scope="module")
+def on_digits():
+    """While measuring, on a CPU: a narrow network and few pictures."""
+    pictures = data.load("digits", train_size=128, val_fraction=0.1)
+    values = {"accuracy_width": 2, "accuracy_epochs": 1, "batch_size": 16, "learning_rate": 0.1}
+    s = settings(facts=pictures.about(), number_format="fp32", depth=8, **values)
+    s.pictures, s.device = pictures, CPU
+    return s
+
+
+def test_too_small_a_factor_on_the_loss_loses_gradients_and_too_large_a_one_ends_in_infinities(on_digits):
+    (low,), (middle,), (high,) = (scaling.scaled(on_digits, power, 0) for power in (-24, 0, 40))
+    assert low["zero"] > 0.5 and low["not finite"] == 0
+    assert middle["zero"] < 0.01 and middle["not finite"] == 0
+    assert high["not finite"] > 0.5 and high["zero"] < 0.01
+
+
+def test_training_dies_of_too_large_a_factor_and_lives_with_pytorchs_scaler_unless_sgd_is_fused(on_digits):
+    last = {way: scaling.broken(on_digits, way, 0)[0]["last"] for way in scaling.WAYS}
+    assert last["fp16, loss × 2³⁰"] is None
+    good = last["fp32"]
+    assert last["fp16, loss as it is"] == pytest.approx(good, rel=0.1)
+    assert math.isfinite(last["fp16, loss scaled by PyTorch"]) and last["fp16, loss × 2⁻²⁰"] > good + 0.1
+    assert scaling.trapped([{"what": "trained", "way": w, "last": v} for w, v in last.items()], classes=10) == 1
 
 
 # ---------------------------------------------------------------- throughput
@@ -424,6 +451,11 @@ def test_the_emulated_arm_rounds_inputs_and_weights_to_fp8_and_lets_the_gradient
     assert not torch.equal(weight, conv.parametrizations.weight.original)
     x = torch.rand(1, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     assert torch.equal(conv(x), conv(x.to(torch.float8_e4m3fn).float())), "its input is rounded"
+
+
+def test_a_cpu_trains_the_same_again_with_the_same_seed(on_digits):
+    found = {arm: precision.accuracy(on_digits, arm, 0)[0]["accuracy"] for arm in ("fp32", "fp32 again")}
+    assert found["fp32"] == found["fp32 again"]
 
 
 def test_the_control_with_other_seeds_has_seeds_of_its_own_and_the_one_again_the_same():

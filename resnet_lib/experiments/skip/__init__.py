@@ -27,18 +27,20 @@ def answers(e):
     return f"""\
 1. Over the aligned tasks {e["reconstruction/psnr_gain"]}; in removing noise {e["reconstruction/denoise_psnr_gain"]}.
 2. Mirrored, they gain {e["reconstruction/mirror_psnr_gain"]}.
-3. Neither: skips narrow the spread by {e["gradients/plain_gain"]} without batch norm and {e["gradients/batch_norm_gain"]} with it; the bottleneck's own gradient is no larger.
+3. Neither: skips narrow the spread by {e["gradients/plain_gain"]} without batch norm and {e["gradients/batch_norm_gain"]} with it, and go around the bottleneck, which has no other way to the loss than through the decoder.
 4. In memorising random labels skips {more}: {e["capacity/memorisation_gain"]}.
 """
 
 
 def practice(e):
     """What to do, when, and what it bought here."""
+    words = "lowered", "raised", "did not clearly change"
+    pix, gan = (page.trend(e[name], *words) for name in ("pix2pix/l1_gain", "gan/frechet_gain"))
     return f"""\
 - **Give a network that returns a picture its skips, where output and input are aligned.** They gained {e["reconstruction/psnr_gain"]} and {e["reconstruction/detail_gain"]} of the fine detail.
 - **Where output and input are not aligned, measure before you add them.** Mirrored, they gained {e["reconstruction/mirror_psnr_gain"]}.
 - **Add rather than concatenate where parameters are dear.** Concatenation costs {e["capacity/parameters_added_by_concatenation"].mean:.1%} more of them here, addition none; added skips gained {e["reconstruction/added_psnr_gain"]}.
 - **If the bottleneck's code is what you want, cut the finest skips.** With skips, silencing it costs {e["silenced/lost_with_skips"]}; without, {e["silenced/lost_without_skips"]}.
-- **Do not add skips to cure gradients; use batch norm.** They narrowed the spread by {e["gradients/plain_gain"]} without it.
-- **In pix2pix and GANs, count on nothing.** Held-out L1 fell by {e["pix2pix/l1_gain"]}, the Fréchet distance of a GAN by {e["gan/frechet_gain"]}.
+- **Do not add skips to cure gradients.** They narrowed the spread by {e["gradients/plain_gain"]} without batch norm and by {e["gradients/batch_norm_gain"]} with it.
+- **In pix2pix and GANs, measure on your own pictures.** Skips {pix} the held-out L1 ({e["pix2pix/l1_gain"]}) and {gan} the Fréchet distance of a GAN ({e["gan/frechet_gain"]}).
 """

@@ -143,4 +143,5 @@ GAN = Experiment(
     alt="Two panels: Fréchet distance and variety of a GAN's pictures, with and without output skips, a small dot for each "
     "seed and the mean with its interval.",
     table=table,
+    kept=("score", "null"),
 )

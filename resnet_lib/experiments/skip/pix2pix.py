@@ -129,4 +129,5 @@ PIX2PIX = Experiment(
     alt="Three panels: mean absolute error, class still seen, and Fréchet distance of pix2pix with and without skips, for "
     "the full loss and for L1 alone; a small dot for each seed and the mean with its interval.",
     table=table,
+    kept=("score",),  # pictures would make a large record
 )

@@ -157,6 +157,11 @@ def finding(rows, s, e):
         f"{e['psnr_gain']} in PSNR, {e['ssim_gain']} in SSIM and {e['detail_gain']} of the fine detail. Added instead of "
         f"concatenated, they gain {e['added_psnr_gain']}."
     )
+    for task in dict.fromkeys(r["task"] for r in rows):
+        own = [r for r in rows if r["task"] == task]
+        best = max(fmean(r["psnr"] for r in own if r["arm"] == arm) for arm in dict.fromkeys(r["arm"] for r in own))
+        behind = fmean(r["psnr_seen"] for r in own) - best
+        words += f" To {task}, even the best stays {behind:.1f} dB behind what it was given." if behind > 0 else ""
     if "mirror_psnr_gain" not in e:
         return words + " The control, mirroring, was not among the tasks."
     is_less = e["mirror_detail_gain"].high < e["detail_gain"].low

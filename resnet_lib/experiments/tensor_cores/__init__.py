@@ -71,6 +71,6 @@ def practice(e):
         f"- **In fp16 scale the loss, in bf16 do not.** Unscaled, fp16 rounds {e['scaling/fp16_signals_lost']} of the signals' gradients to zero. Do not fuse SGD beside a loss scaler.",
         f"- **Keep sums in float32.** Kept in bf16, a sum of thousands of terms is off by {e['accumulation/bf16_error']}.",
         f"- **Use large batches.** Of a small network's step {e['shapes/fixed_measured']} do not depend on the batch.",
-        f"- **Train in 16 bits for speed, and check accuracy against other seeds.** bf16 changed it by {e['precision/bf16_change']}, other seeds by {e['precision/fp32_other_seeds_change']}.",
+        f"- **Where 16 bits are faster, check accuracy against other seeds before you keep them.** bf16 changed it by {e['precision/bf16_change']}, other seeds by {e['precision/fp32_other_seeds_change']}.",
     ]
     return "\n".join(lines) + "\n"

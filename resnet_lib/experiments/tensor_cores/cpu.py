@@ -5,8 +5,7 @@ import torch
 from resnet_lib import page, plots, precision, stats
 from resnet_lib.experiments.tensor_cores.counts import INSTRUCTIONS, reported
 from resnet_lib.experiments.tensor_cores.formats import refusals
-from resnet_lib.experiments.tensor_cores.rates import faster, slim
-from resnet_lib.experiments.tensor_cores.throughput import refuse_times
+from resnet_lib.experiments.tensor_cores.rates import faster, refuse_times, slim
 from resnet_lib.study import Experiment
 from resnet_lib.sweep import conditions
 

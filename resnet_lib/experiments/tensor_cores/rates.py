@@ -28,3 +28,10 @@ def log_axis(axis, values) -> None:
     near = [t for t in ticks if min(values) / 1.5 < t < max(values) * 1.5]
     axis.set_ticks(near, [f"{t:,g}" for t in near])
     axis.set_ticks([], minor=True)
+
+
+def refuse_times(s) -> None:
+    if s.rounds < 4:
+        raise ValueError(f"rounds={s.rounds} must be at least 4")
+    if s.seconds <= 0:
+        raise ValueError(f"seconds={s.seconds} must be above 0")

@@ -2,12 +2,13 @@
 
 from resnet_lib import page, plots, precision, stats
 from resnet_lib.experiments.tensor_cores.formats import NEEDED, absent, filed, refusals, running
-from resnet_lib.experiments.tensor_cores.rates import faster, log_axis, slim
+from resnet_lib.experiments.tensor_cores.rates import faster, log_axis, refuse_times, slim
 from resnet_lib.study import Experiment
 from resnet_lib.sweep import conditions
 
 CHANNELS = 256  # of the convolution that is timed
 LAYOUTS = ("channels_last", "contiguous")
+PROBE, SLOWEST_S = 64, 2.0  # side of the product that predicts a large one, and the longest that is waited for
 RULED = {"product_sides": 128, "large": 8192}  # sides that the rules in claims.yml ask for
 
 
@@ -24,6 +25,17 @@ def here(device) -> list[dict]:
     ]
 
 
+def too_slow(side: int, form: str, device) -> float:
+    """Seconds that one product would take, told from a small one, where that is too long to wait for; else 0.
+
+    A format that a device multiplies without instructions of its own, as some CPUs do fp8, takes minutes at a large side.
+    """
+    if side <= RULED["product_sides"]:
+        return 0.0
+    once = precision.matmul(PROBE, form, device, seconds=1e-3)["time_s"] * (side / PROBE) ** 3
+    return once if once > SLOWEST_S else 0.0
+
+
 def throughput(s, kind: str, side: int = 0, form: str = "", channels: int = 0, layout: str = "", round: int = 0):
     """The rate of one product, of one convolution or of copying; or which formats run here."""
     if kind == "format":
@@ -31,6 +43,8 @@ def throughput(s, kind: str, side: int = 0, form: str = "", channels: int = 0, l
     if kind == "bandwidth":
         return slim([precision.bandwidth(s.device, seconds=5 * s.seconds)])
     if kind == "matmul":
+        if once := too_slow(side, form, s.device):
+            return [{"kind": "too slow", "once_s": once}]
         return slim([precision.matmul(side, form, s.device, seconds=s.seconds)])
     shape = {"batch": s.conv_shape[0], "side": s.conv_shape[1], "layout": layout}
     return slim([precision.convolution(channels, form, s.device, seconds=s.seconds, **shape)])
@@ -55,13 +69,6 @@ def runs(s):
         *conditions(kind=["convolution"], round=turns, channels=[CHANNELS], form=convolved, layout=LAYOUTS),
         {"kind": "bandwidth"},
     ]
-
-
-def refuse_times(s) -> None:
-    if s.rounds < 4:
-        raise ValueError(f"rounds={s.rounds} must be at least 4")
-    if s.seconds <= 0:
-        raise ValueError(f"seconds={s.seconds} must be above 0")
 
 
 def of_kind(rows, kind: str) -> list[dict]:
