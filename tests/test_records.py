@@ -152,9 +152,8 @@ def test_a_copy_within_another_repository_names_no_commit(monkeypatch, tmp_path)
 
 def test_runs_are_the_same_by_settings_data_and_code_or_code_that_was_attested():
     def same(**changes):
-        return records.same_runs(
-            replace(RECORD, **changes), RECORD.settings, RECORD.data, RECORD.code, "train.fit"
-        )  # noqa: E731
+        return records.same_runs(replace(RECORD, **changes), RECORD.settings, RECORD.data, RECORD.code, "train.fit")  # noqa: E731
+
     assert same()
     assert same(code={"train.fit": "old"}, attested=[{"code": RECORD.code, "commit": "c"}])
     assert not same(code={"train.fit": "old"})

@@ -8,7 +8,6 @@ and the table says why. A timing cannot be attested: it must be measured again.
 """
 
 import argparse
-import collections
 import datetime
 import json
 import os
@@ -70,29 +69,39 @@ def rows_at(folder: Path, chapter: str, values: dict, out: Path) -> dict[str, li
     return {record["experiment"]: record["rows"] for record in found}
 
 
-def keys_of(rows: list[dict], columns: set[str]) -> collections.Counter:
+def same(row: dict, other: dict) -> bool:
+    """Whether two rows agree: in every column that both have, and every measured number of the first is compared.
+
+    A label that one of them lacks, which a record got later, is no difference.
+    """
+    shared = row.keys() & other.keys()
+    return all(name in shared for name, value in row.items() if type(value) is float) and all(
+        row[name] == other[name] for name in shared
+    )
+
+
+def comparable(rows: list[dict], kinds: set) -> list[dict]:
+    """Rows of these kinds without times, as a record stores them."""
     from resnet_lib.records import as_stored
 
-    return collections.Counter(
-        json.dumps({name: row[name] for name in sorted(row) if name in columns}, sort_keys=True)
-        for row in as_stored(rows)
-    )
+    own = [row for row in rows if row.get("what") in kinds or "what" not in row]
+    return as_stored({name: value for name, value in row.items() if not TIMES.search(name)} for row in own)
 
 
 def difference(record, before: dict[str, list[dict]], after: list[dict]) -> str:
     """Why the rows before and after are not the same in what the record published; "" where they are."""
     columns = {name for row in record.rows for name in row if not TIMES.search(name)}
-    missing = columns - {name for row in after for name in row}
-    if missing:
+    if missing := columns - {name for row in after for name in row}:
         return f"the code of today gives no column {', '.join(sorted(missing))}"
     kinds = {row.get("what") for row in record.rows}
-    own = [row for row in before.get(record.experiment, []) if row.get("what") in kinds]
-    there = keys_of([row for rows in before.values() for row in rows], columns)
-    now = keys_of(after, columns)
-    new, gone = now - there, keys_of(own, columns) - now
+    now = [{k: v for k, v in row.items() if k in columns} for row in comparable(after, kinds)]
+    there = comparable([row for rows in before.values() for row in rows], kinds)
+    own = comparable(before.get(record.experiment, []), kinds)
+    new = [row for row in now if not any(same(row, other) for other in there)]
+    gone = [row for row in own if not any(same(other, row) for other in now)]
     if new or gone:
-        example = next(iter(new or gone))[:200]
-        return f"{sum(new.values())} of {len(after)} rows are new and {sum(gone.values())} gone, for example {example}"
+        example = json.dumps((new or gone)[0])[:200]
+        return f"{len(new)} of {len(now)} rows are new and {len(gone)} gone, for example {example}"
     return ""
 
 
