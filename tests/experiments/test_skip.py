@@ -712,3 +712,132 @@ def test_the_nulls_are_measured_once_and_the_runs_for_every_seed():
 def test_what_the_chapter_measures_is_named_once():
     names = [experiment.name for experiment in skip.EXPERIMENTS]
     assert len(set(names)) == len(names) and {"joins", "sizes", "gradients", "reconstruction", "capacity"} <= set(names)
+
+
+# ---------------------------------------------------------------- which arm a run trains
+
+
+class Stop(Exception):
+    pass
+
+
+def test_with_skips_keeps_them_all_and_without_cuts_them_all():
+    kept = {kind: unet.UNetConfig((4, 8, 16), skips=networks.skips_of(kind)).kept for kind in networks.KINDS}
+    assert kept == {"without": (), "with skips": (0, 1)}
+
+
+def memorising(monkeypatch, kind, seed=0):
+    """The network and the data that `memorised` trains, and what it returns where a quarter is wrong."""
+    seen = {}
+
+    def fit(make, pictures, config, **options):
+        seen.update(model=make(), pictures=pictures)
+        return SimpleNamespace(rows=[{"diverged": False, "val_error": 0.25, "train_error": 0.9}])
+
+    monkeypatch.setattr(capacity.train, "fit", fit)
+    s = settings(capacity_pictures=50, capacity_epochs=1, number_format="fp32", **CAPACITY)
+    s.pictures, s.device = pictures_of(torch.zeros(60, 3, 8, 8, dtype=torch.uint8)), torch.device("cpu")
+    return seen, capacity.memorised(s, kind, 0.01, seed)
+
+
+def test_memorising_trains_on_random_labels_of_its_seed_and_is_judged_on_the_same_pictures(monkeypatch):
+    seen, rows = memorising(monkeypatch, "without")
+    assert rows == [{"accuracy": 0.75, "diverged": False}]
+    pictures = seen["pictures"]
+    assert pictures.val is pictures.train and len(pictures.train.images) == 50
+    assert len(pictures.train.labels.unique()) > 5, "the true labels are all 0"
+    again, other = (memorising(monkeypatch, "without", seed)[0]["pictures"].train.labels for seed in (0, 1))
+    assert torch.equal(again, pictures.train.labels) and not torch.equal(again, other)
+
+
+def test_memorising_with_skips_is_a_u_net_with_skips(monkeypatch):
+    kept = {kind: memorising(monkeypatch, kind)[0]["model"][0].config.kept for kind in networks.KINDS}
+    assert kept == {"without": (), "with skips": (0,)}
+
+
+def players(monkeypatch, module, run, **values):
+    """The generator and the discriminator that a run would play with, and the weight of its L1 loss."""
+    seen = []
+
+    def play(s, maker, critic, epochs, rate, seed, given, weight_l1):
+        seen.append((maker, critic, weight_l1))
+        raise Stop
+
+    monkeypatch.setattr(module, "play", play)
+    s = settings(widths=[4, 8], **values)
+    s.device = torch.device("cpu")
+    with pytest.raises(Stop):
+        run(s)
+    return seen[0]
+
+
+def test_pix2pix_plays_with_the_skips_and_the_discriminator_that_its_condition_names(monkeypatch):
+    options = {"pair": "edges", "pair_epochs": 1, "pair_rate": 0.1}
+    for kind, kept in {"without": (), "with skips": (0,)}.items():
+        for loss, plays in {"L1 + GAN": True, "L1": False}.items():
+            run = lambda s, kind=kind, loss=loss: pix2pix.pix2pix(s, kind, loss, 1)  # noqa: E731
+            maker, critic, weight_l1 = players(monkeypatch, pix2pix, run, **options)
+            assert maker.config.kept == kept and (critic is not None) == plays and weight_l1 == 100
+
+
+def test_a_gan_plays_with_the_output_skips_that_its_condition_names_and_without_l1(monkeypatch):
+    for kind, with_skips in {"without": False, "with skips": True}.items():
+        run = lambda s, kind=kind: gan.gan(s, kind, 1)  # noqa: E731
+        maker, critic, weight_l1 = players(monkeypatch, gan, run, gan_epochs=1, gan_rate=0.1)
+        assert maker.with_skips == with_skips and critic is not None and weight_l1 == 0
+
+
+def test_one_null_is_real_pictures_and_the_other_one_of_them_repeated(monkeypatch):
+    pictures, shown = pictures_of((drawn(6, 3, 8, 8) * 255).byte()), {}
+    monkeypatch.setattr(gan, "whole", lambda s, split: (split.images.float(), split.labels))
+    for kind in gan.NULLS:
+        monkeypatch.setattr(gan, "made_scores", lambda s, made, kind=kind: shown.update({kind: made}) or {})
+        assert gan.gan(SimpleNamespace(pictures=pictures), kind) == [{"what": "null"}]
+    real, one = (shown[kind] for kind in gan.NULLS)
+    assert torch.equal(real, pictures.train.images.float())
+    assert len(one) == 6 and all(torch.equal(picture, real[0]) for picture in one)
+
+
+# ---------------------------------------------------------------- worked by hand
+
+
+def test_the_share_of_joins_into_a_non_linearity_is_not_that_of_different_sizes():
+    row = {"network": "A", "kind": "add", "other_size": False, "direct": False, "nonlinear": False}
+    rows = [row | {"nonlinear": True}, row | {"nonlinear": True}, row | {"nonlinear": True}, row | {"direct": True}]
+    assert joins.estimates(rows, settings())["nonlinearity_share"].mean == 0.75
+
+
+@pytest.mark.parametrize("norm", gradients.NORMS)
+def test_theory_of_three_units_is_its_recursion_by_hand(norm):
+    """Widths 8 and 16 on 16 pixels: f a unit's factor on 16 and on 8 pixels, `h` half of a concatenation."""
+    if norm == "none":  # the taps that meet a pixel; the bottleneck widens 8 channels to 16
+        fine, coarse, h, widens = (1 - 2 / 48) ** 2, (1 - 2 / 24) ** 2, 1.0, 0.5
+    else:  # sizes cancel
+        fine = coarse = 1 / (1 - 1 / math.pi)
+        h, widens = 0.5, 1.0
+    kept = [h * fine * (1 + coarse * widens), h * fine, 1]  # the skip's share and what comes up from the bottleneck
+    cut = [2 * h * fine * coarse * widens, 2 * h * fine, 1]  # both shares to the bottleneck, none to the skip
+    for with_skips, squares in ((True, kept), (False, cut)):
+        found = gradients.predicted_decades([8, 16], 16, 1, with_skips, norm)
+        assert found == pytest.approx([math.log10(g) / 2 for g in squares])
+
+
+class WithoutWave(Same):
+    """Returns what it sees but for the waves of so many cycles across."""
+
+    def __init__(self, cycles):
+        super().__init__()
+        self.cycles = cycles
+
+    def forward(self, x):
+        waves = torch.fft.fft(self.bottleneck(x))
+        waves[..., [self.cycles, -self.cycles]] = 0
+        return torch.fft.ifft(waves).real
+
+
+def test_detail_begins_above_half_of_the_frequencies():
+    place = 2 * math.pi * torch.arange(8) / 8
+    waves = (128 + 40 * torch.cos(2 * place) + 40 * torch.cos(3 * place)).round().byte().expand(4, 3, 8, 8)
+    without = {cycles: judged(WithoutWave(cycles), "colourise", waves)[0]["detail"] for cycles in (2, 3)}
+    assert without[2] == pytest.approx(1, abs=0.01), "two cycles of four are no detail"
+    assert without[3] == pytest.approx(0, abs=0.01), "three are"
