@@ -121,8 +121,11 @@ class Study:
             raise ValueError(
                 f"experiment {experiment.name!r} declares {', '.join(unknown)}: no parameter of {self.chapter}"
             )
-        if not experiment.needs:  # else what it chooses is not known yet
+        try:
             experiment.conditions(self._settings(experiment, {}))
+        except AttributeError:
+            if not experiment.needs:  # else what is chosen for it is not known yet
+                raise
 
     def _settings(self, experiment: Experiment, chosen: dict) -> Settings:
         values = {name: self.values[name] for name in (*experiment.settings, *experiment.counts)} | chosen

@@ -575,3 +575,22 @@ ACCURACY = {"accuracy_seeds": 2, "accuracy_width": 1}
 def test_settings_that_leave_nothing_to_compare_are_refused(experiment, changes, words):
     with pytest.raises(ValueError, match=words):
         experiment.conditions(settings(**changes))
+
+
+def test_only_a_large_product_that_a_cpu_would_take_too_long_for_is_left_out(monkeypatch):
+    from resnet_lib import precision
+    from resnet_lib.experiments.tensor_cores import throughput
+
+    asked = []
+
+    def slow(side, form, device, seconds):
+        asked.append(side)
+        return {"time_s": 1.0 if form == "fp8" else 1e-6}
+
+    monkeypatch.setattr(precision, "matmul", slow)
+    cpu, gpu = torch.device("cpu"), torch.device("cuda")
+    assert throughput.too_slow(128, "fp8", cpu) == throughput.too_slow(8192, "fp8", gpu) == 0 and asked == []
+    assert throughput.too_slow(256, "fp8", cpu) == 64 and throughput.too_slow(256, "fp32", cpu) == 0
+    s = settings(seconds=0.01)
+    s.__dict__["device"] = cpu
+    assert throughput.throughput(s, "matmul", 512, "fp8") == [{"kind": "too slow", "once_s": 512.0}]

@@ -30,7 +30,7 @@ def too_slow(side: int, form: str, device) -> float:
 
     A format that a device multiplies without instructions of its own, as some CPUs do fp8, takes minutes at a large side.
     """
-    if side <= RULED["product_sides"]:
+    if side <= RULED["product_sides"] or device.type != "cpu":
         return 0.0
     once = precision.matmul(PROBE, form, device, seconds=1e-3)["time_s"] * (side / PROBE) ** 3
     return once if once > SLOWEST_S else 0.0
