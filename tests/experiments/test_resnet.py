@@ -157,6 +157,7 @@ def test_signals_are_means_over_units_at_initialisation_by_seed():
     found = forms.signal_estimates(rows, settings())
     assert found["survey_skewness"].mean == pytest.approx(3) and found["original_skewness"].mean == pytest.approx(1)
     assert found["survey_one_sided"].mean == pytest.approx(0.2)
+    assert found["original_one_sided"].mean == 0 and found["original_one_sided"].unit == "share"
 
 
 def stacked(values):
@@ -176,6 +177,21 @@ def test_depth_is_judged_from_8_to_56_and_from_110_to_the_deepest_and_returns_st
     assert found["flops_change"].mean == networks.cifar_flops(56, s=16) - networks.cifar_flops(8, s=16)
     noisy = [r | {"accuracy": 0.7 + (-1) ** r["seed"] * 0.3} if r["depth"] == 8 else r for r in rows]
     assert depth.estimates(noisy, settings(facts={"shape": [3, 16, 16], "classes": 10}))["returns_stop"].mean == 8
+
+
+def test_returns_stop_at_the_smallest_depth_not_told_apart_from_the_best_not_at_the_best():
+    accuracies = {
+        8: (0.500, 0.501, 0.502),  # surely below the best
+        20: (0.60, 0.72, 0.63),  # below it by 0.07, 0 and 0.04: the interval reaches zero
+        56: (0.67, 0.72, 0.67),
+        110: (0.60, 0.65, 0.60),  # below it by 0.07 each time
+        128: (0.5, 0.5, 0.5),
+    }
+    row = {"what": "run", "width": 16}
+    rows = [row | {"depth": d, "seed": n, "accuracy": a} for d, of in accuracies.items() for n, a in enumerate(of)]
+    assert depth.estimates(rows, settings())["returns_stop"].mean == 20
+    sure = [r | {"accuracy": accuracies[110][r["seed"]]} if r["depth"] == 20 else r for r in rows]
+    assert depth.estimates(sure, settings())["returns_stop"].mean == 56
 
 
 def test_widths_meet_the_budget_of_resnet_20_as_nearly_as_whole_numbers_can():
