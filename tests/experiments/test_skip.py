@@ -162,6 +162,8 @@ def gradient_rows():
                 rows.append(common | {"what": "spread", "convolutions": 8, "spread": spread})
                 rows.append(common | {"what": "spread", "convolutions": 2, "spread": 99 * (kind == "without")})
                 rows.append(common | {"what": "norm", "convolutions": 8, "unit": 1, "decades": 50})
+                amid = {"what": "norm", "convolutions": 8, "unit": 20}  # two levels of 8, and half of the bottleneck's
+                rows.append(common | amid | {"decades": (2 if kind == "without" else 1 - shift) + n})
             for convolutions, value in ((8, 0.5 - shift), (2, 77)):
                 path = {"what": "paths", "convolutions": convolutions, "skips_over_bottleneck": value}
                 rows.append({"norm": norm, "kind": "with skips", "seed": n} | path)
@@ -169,8 +171,9 @@ def gradient_rows():
 
 
 def test_a_gradient_gain_is_the_spread_without_minus_with_skips_at_the_most_convolutions():
-    found = gradients.estimates(gradient_rows(), settings(init_convolutions=[2, 8]))
+    found = gradients.estimates(gradient_rows(), settings(widths=[4, 8, 16], init_convolutions=[2, 8]))
     assert found["plain_gain"].mean == 3 and found["batch_norm_gain"].mean == 4
+    assert found["bottleneck_change_plain"].mean == -1 and found["bottleneck_change"].mean == -2
 
 
 def test_what_is_left_is_the_spread_with_skips_and_batch_norm_and_paths_are_told_apart_by_norm():
@@ -178,7 +181,7 @@ def test_what_is_left_is_the_spread_with_skips_and_batch_norm_and_paths_are_told
     for r in rows:
         if (r["what"], r["norm"], r["convolutions"]) == ("spread", "none", 8):
             r["spread"] += 30  # without a norm it must not count here
-    found = gradients.estimates(rows, settings(init_convolutions=[8, 2]))
+    found = gradients.estimates(rows, settings(widths=[4, 8, 16], init_convolutions=[8, 2]))
     assert found["remaining_spread"].mean == 3 and found["remaining_spread"].n == 3
     assert found["skips_over_bottleneck"].mean == -0.5 and found["skips_over_bottleneck_plain"].mean == 0.5
 

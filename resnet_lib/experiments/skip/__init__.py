@@ -23,11 +23,13 @@ They do not cure the gradient: they go around the bottleneck, and {e["gradients/
 
 def answers(e):
     """The predictions of the chapter, answered in their order."""
+    words = "Larger", "Smaller", "Neither for sure"
+    bottleneck = page.trend(e["gradients/bottleneck_change_plain"], *words)
     more = page.trend(e["capacity/memorisation_gain"], "help", "hinder", "show no clear difference")
     return f"""\
 1. Over the aligned tasks {e["reconstruction/psnr_gain"]}; in removing noise {e["reconstruction/denoise_psnr_gain"]}.
 2. Mirrored, they gain {e["reconstruction/mirror_psnr_gain"]}.
-3. Neither: skips narrow the spread by {e["gradients/plain_gain"]} without batch norm and {e["gradients/batch_norm_gain"]} with it, and go around the bottleneck, which has no other way to the loss than through the decoder.
+3. {bottleneck}: with skips the gradient amid the bottleneck changes by {e["gradients/bottleneck_change_plain"]} without a norm and by {e["gradients/bottleneck_change"]} with batch norm.
 4. In memorising random labels skips {more}: {e["capacity/memorisation_gain"]}.
 """
 

@@ -77,6 +77,10 @@ def estimates(rows, s):
     for name, norm in {"skips_over_bottleneck": "batch", "skips_over_bottleneck_plain": "none"}.items():
         paths = [r["skips_over_bottleneck"] for r in at_depth(rows, s, "paths", norm)]
         found[name] = stats.interval(paths, unit="decades")
+    middle = (len(s.widths) - 1) * max(s.init_convolutions) + max(1, max(s.init_convolutions) // 2)
+    for name, norm in {"bottleneck_change": "batch", "bottleneck_change_plain": "none"}.items():
+        own = [r for r in at_depth(rows, s, "norm", norm) if r["unit"] == middle]
+        found[name] = stats.paired_rows(own, "decades", "kind", "with skips", "without", unit="decades")
     return found
 
 
