@@ -714,7 +714,8 @@ def test_a_network_that_has_lived_has_statistics_of_its_own_and_is_in_evaluation
 def evidence(**changes):
     """Every measure that the chapter's words read, all zero but those given."""
     names = {"survey_block": ["accuracy_change", "order_effect", "end_effect", "slope_effect"]}
-    names |= {"depth": ["gain_to_56", "gain_beyond_110", "returns_stop"], "width_depth": ["deep_over_wide"]}
+    names |= {"depth": ["gain_to_56", "gain_beyond_110", "returns_stop", "flops_change"]}
+    names |= {"width_depth": ["deep_over_wide"]}
     names |= {"signals": ["survey_skewness", "original_skewness"]}
     names |= {"tricks": ["together_gain", "together_over_sum", "warm_up_gain", "ema_gain"]}
     names |= {"inference": ["best_speedup_batch_1", "best_speedup_batch_32", "accuracy_change_onnxruntime__8_bits"]}
@@ -734,3 +735,8 @@ def test_only_tricks_whose_interval_lies_above_zero_are_said_to_help():
     said = resnet.answers(evidence(tricks__warm_up_gain=0.02, tricks__ema_gain=-0.02))
     assert "warm up 0.02" in said and "ema" not in said
     assert "none by its own interval" in resnet.answers(evidence())
+
+
+def test_the_growth_of_computation_is_told_in_millions_and_with_its_sign():
+    assert "+57 MFLOPs" in resnet.answers(evidence(depth__flops_change=5.66e7))
+    assert "-57 MFLOPs" in resnet.answers(evidence(depth__flops_change=-5.66e7))

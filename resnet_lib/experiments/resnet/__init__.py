@@ -53,7 +53,7 @@ def answers(e):
 def practice(e):
     """What to do, when, and what it bought here."""
     return f"""\
-- **Use the original block, not the survey's.** The survey's changed test accuracy by {e["survey_block/accuracy_change"]}: its order alone by {e["survey_block/order_effect"]}, no last activation by {e["survey_block/end_effect"]}, LeakyReLU by {e["survey_block/slope_effect"]}.
+- **Use the original block, not the survey's.** The survey's changed test accuracy by {e["survey_block/accuracy_change"]}: its order alone by {e["survey_block/order_effect"]}, no last activation by {e["survey_block/end_effect"]}, LeakyReLU by {e["survey_block/slope_effect"]}. Its formula, which leaves the sum free, changed it by {e["survey_block/formula_accuracy_change"]}: worth a try in a short training.
 - **Stop stacking where returns stop, and count the cost first.** Beyond 110 layers accuracy changed by {e["depth/gain_beyond_110"]}; returns stopped at {e["depth/returns_stop"].mean:.0f} layers.
 - **At a fixed budget of computation, try wider before deeper when steps are few.** Deepest minus widest: {e["width_depth/deep_over_wide"]}.
 - **Do not add tricks on trust in a short training.** All together gained {e["tricks/together_gain"]}, which is {e["tricks/together_over_sum"]} more than the sum of their parts.
