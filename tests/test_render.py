@@ -147,9 +147,14 @@ def test_every_picture_has_a_text_for_those_who_cannot_see_it_and_a_caption(page
     loose = []
     for page in pages:
         for box in soup(page).select("article .cell"):
-            captions = [tag for tag in box.select(".cell_output em") if tag.get_text() == "Figure."]
-            if len(box.select(".cell_output img")) != len(captions):
+            drawn = [tag for tag in box.select(".cell_output img") if not tag.find_parent("figure", "measured")]
+            captions = box.select(".cell_output p.caption")
+            if len(drawn) != len(captions):
                 loose.append(f"{page.name}: {len(captions)} captions in {box.get_text()[:80]!r}")
+        for figure in soup(page).select("figure.measured"):
+            following = figure.find_next_sibling()  # pictures that belong together share the caption of the last
+            if not figure.figcaption.get_text().strip() and not (following and following.name == "figure"):
+                loose.append(f"{page.name}: no caption under {figure.img['alt'][:80]!r}")
     assert loose == []
 
 
