@@ -254,14 +254,17 @@ class Study:
         except KeyError as error:
             page.say(f"Neither the published records nor this run hold {error} yet.")
 
-    def show(self, experiment: Experiment) -> None:
-        """Finding, figure and table of the strongest evidence, the claims it completes, and the other run folded."""
+    def show(self, experiment: Experiment, folded: bool = False) -> None:
+        """Finding, figure and table of the strongest evidence, the claims it completes, and the other run folded.
+
+        Args: folded: only the finding stands open; for what stands beside a chapter's main questions.
+        """
         mine = self.made[experiment.name]
         theirs = records.strongest(self._published()).get(experiment.name)
         if theirs and theirs.made == mine.made:
             theirs = None  # this run's own, saved a moment ago
         first, second = (theirs, mine) if theirs and self._shows_published_first else (mine, theirs)
-        parts = [self._told(experiment, first)]
+        parts = [self._told(experiment, first, folded)]
         if first is mine and self._shows_published_first:
             parts.append(page.paragraph("Not published yet: this is the page's own small run."))
         names = {record.experiment for record in self.made.values()}
@@ -283,19 +286,20 @@ class Study:
             parts.append(page.fold(f"{words}: {second.data['name']}, {second.profile}, {_runs(second)}", *inside))
         page.show(page.stack(*parts, page.source(experiment.run)))
 
-    def _told(self, experiment: Experiment, record: records.Record) -> page.Block:
+    def _told(self, experiment: Experiment, record: records.Record, folded: bool = False) -> page.Block:
         s = settings_of(experiment, record)
         estimates = {name: stats.Estimate(**estimate) for name, estimate in record.estimates.items()}
-        parts = []
+        finding = page.Block("", "")
         if experiment.finding:
-            parts.append(page.paragraph(f"**Finding.** {experiment.finding(record.rows, s, estimates)}"))
+            finding = page.paragraph(f"**Finding.** {experiment.finding(record.rows, s, estimates)}")
+        parts = []
         if experiment.figure:
             parts.append(self._drawn(experiment, record))
         if experiment.table:
             table = experiment.table(record.rows, s)
             parts.append(table if table.rows <= LONG else page.fold(f"The numbers, {table.rows} rows", table))
         parts += [page.paragraph(f"Note: {note}.") for note in record.notes]
-        return page.stack(*parts)
+        return page.stack(finding, *([page.fold("Figure and numbers", *parts)] if folded and parts else parts))
 
     def _drawn(self, experiment: Experiment, record: records.Record) -> page.Block:
         try:

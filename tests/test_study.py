@@ -215,6 +215,15 @@ def test_a_page_of_the_book_shows_the_strongest_record_first_and_its_own_run_fol
     assert out.index("a GPU; torch 2.11") < out.index("[This page's own run: digits, smoke, n=2]")
 
 
+def test_what_stands_beside_the_main_questions_shows_its_finding_and_folds_the_rest(capsys):
+    made = open_study(chapter="nothing_yet")
+    made.measure(SIZE)
+    capsys.readouterr()
+    made.show(SIZE, folded=True)
+    out = capsys.readouterr().out
+    assert out.index("**Finding.**") < out.index("[Figure and numbers]") < out.index("  Figure: From 3.0.")
+
+
 def test_a_page_says_where_nothing_is_published_yet(capsys, monkeypatch):
     monkeypatch.setenv(study.BOOK_PAGE, "1")
     assert "Not published yet" in shown(open_study(chapter="nothing_yet"), capsys)
