@@ -7,6 +7,7 @@ what was measured.
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from math import ceil, floor, log10, sqrt
+from statistics import fmean
 
 import numpy as np
 
@@ -143,6 +144,14 @@ def paired_change(
 ) -> Estimate:
     """Mean of (a - b) / b, a share for each pair: how much larger `value` is at a than at b; else as `paired_rows`."""
     return interval(_ratios(*_partners(rows, value, by, a, b, pair)) - 1, unit=unit, **options)
+
+
+def cell_means(rows: Iterable[dict], value: str, by: Sequence[str]) -> list[dict]:
+    """A row for each cell of the columns `by`, in the order in which they first appear: its mean `value`."""
+    cells: dict[tuple, list[float]] = {}
+    for row in rows:
+        cells.setdefault(tuple(row[name] for name in by), []).append(row[value])
+    return [{**dict(zip(by, cell, strict=True)), value: fmean(values)} for cell, values in cells.items()]
 
 
 def best_setting(rows: Iterable[dict], value: str, setting: str, highest: bool = False) -> object:

@@ -174,7 +174,7 @@ class Study:
             rules=self._rules(experiment), attested=base.attested if base else [], wall_s=wall_s,
         )  # fmt: skip
         shown = settings_of(experiment, record)
-        found = {name: estimate.as_dict() for name, estimate in experiment.estimates(rows, shown).items()}
+        found = {name: estimate.as_dict() for name, estimate in estimates_of(experiment, record).items()}
         notes = experiment.notes(rows, shown) if experiment.notes else []
         self.made[experiment.name] = record = replace(record, estimates=found, notes=notes)
         if self.values["records_to"]:

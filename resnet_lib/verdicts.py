@@ -52,7 +52,7 @@ def _claims() -> dict[str, claims.Claim]:
 
 
 def of_chapter(chapter: str) -> list[claims.Claim]:
-    return [claim for claim in claims.load().values() if claim.chapter == chapter]
+    return [claim for claim in _claims().values() if claim.chapter == chapter]
 
 
 def experiments_of(claim: claims.Claim) -> set[str]:

@@ -107,7 +107,7 @@ def difference(record, before: dict[str, list[dict]], after: list[dict]) -> str:
 
 def attest(chapter: str, log=print) -> list[dict]:
     """Attest what can be attested of a chapter's published records; a row each says how it went."""
-    from resnet_lib import freshness, precision, records, verdicts
+    from resnet_lib import freshness, precision, records
 
     experiments = {experiment.name: experiment for experiment in measure.experiments_of(chapter)}
     found, table, runs, today = records.published(chapter), [], {}, {}
@@ -139,7 +139,6 @@ def attest(chapter: str, log=print) -> list[dict]:
                 entry |= {"code": freshness.code_of(experiment.run)}
                 records.save(replace(record, attested=[*record.attested, entry]), ROOT / "records")
             table.append(result | {"outcome": "stale" if why else "attested", "why": why})
-    verdicts._claims.cache_clear()
     return table
 
 

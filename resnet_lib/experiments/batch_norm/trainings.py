@@ -4,7 +4,6 @@ import copy
 import itertools
 import math
 from dataclasses import replace
-from statistics import fmean
 
 import torch
 
@@ -221,10 +220,7 @@ def at_rate_without(rows, s):
 
 def seed_means(rows, value: str):
     """For each arm and seed the mean of a column over the steps and layers at which it was taken."""
-    groups = {}
-    for r in rows:
-        groups.setdefault((r["arm"], r["seed"]), []).append(r[value])
-    return [{"arm": arm, "seed": seed, value: fmean(values)} for (arm, seed), values in groups.items()]
+    return stats.cell_means(rows, value, ("arm", "seed"))
 
 
 def reduction(rows, value: str, a: str, b: str) -> stats.Estimate:

@@ -137,9 +137,7 @@ def gain(rows, column, with_arm="all skips", without="no skip", unit=""):
 
 def seed_means(rows, column):
     """The mean over tasks of a column, for each arm and seed."""
-    cells = dict.fromkeys((r["arm"], r["seed"]) for r in rows)
-    mean = lambda arm, seed: fmean(r[column] for r in rows if (r["arm"], r["seed"]) == (arm, seed))
-    return [{"arm": arm, "seed": seed, column: mean(arm, seed)} for arm, seed in cells]
+    return stats.cell_means(rows, column, ("arm", "seed"))
 
 
 def estimates(rows, s):
@@ -240,13 +238,8 @@ RECONSTRUCTION = Experiment(
 def upper_bands(rows):
     """By task, arm and seed the mean share of wrong energy in the upper half of the frequencies."""
     top = max(r["band"] for r in rows)
-    high = [r for r in rows if r["band"] > top // 2]
-    cells = dict.fromkeys((r["task"], r["arm"], r["seed"]) for r in high)
-    found = []
-    for task, arm, seed in cells:
-        own = [r["error_share"] for r in high if (r["task"], r["arm"], r["seed"]) == (task, arm, seed)]
-        found.append({"task": task, "arm": arm, "seed": seed, "wrong": fmean(own)})
-    return found
+    high = [r | {"wrong": r["error_share"]} for r in rows if r["band"] > top // 2]
+    return stats.cell_means(high, "wrong", ("task", "arm", "seed"))
 
 
 def spectrum_estimates(rows, s):
