@@ -8,7 +8,7 @@ import importlib.metadata
 import platform
 import sys
 
-from resnet_lib import precision
+from resnet_lib import devices
 
 NAMES = ("training_step", "inference", "batch_norm", "data_pipeline", "augmentation", "import_time")
 
@@ -25,7 +25,7 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error(f"unknown benchmark {', '.join(unknown)}; there are {', '.join(NAMES)}")
     if chosen.rounds < 1:
         parser.error(f"--rounds {chosen.rounds} must be at least 1")
-    device = precision.describe(precision.choose_device())
+    device = devices.describe(devices.choose())
     versions = [f"{name} {importlib.metadata.version(name)}" for name in ("torch", "torchvision", "timm", "kornia")]
     print(f"{device['name']} ({', '.join(device['instructions'])})")
     print(datetime.date.today(), platform.system(), f"Python {platform.python_version()}", *versions, sep=" · ")

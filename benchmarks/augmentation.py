@@ -8,7 +8,7 @@ from torch import Tensor
 
 from benchmarks import Table, faster
 from benchmarks.data_pipeline import PerImage, random_dataset
-from resnet_lib import augment, bench, precision, train
+from resnet_lib import augment, bench, devices, train
 from resnet_lib.data import Dataset
 
 OURS = "resnet_lib"
@@ -106,7 +106,7 @@ def consume(stream: Callable[[], Iterator]) -> Callable[[], None]:
 
 
 def run(rounds: int = 5, quick: bool = False) -> Iterator[Table]:
-    device = precision.choose_device()
+    device = devices.choose()
     size, batch_size = (128, 64) if quick else (20_480, 512)
     dataset = random_dataset(size)
     copies = random_dataset(batch_size)

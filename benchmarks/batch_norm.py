@@ -6,7 +6,7 @@ import torch
 
 from benchmarks import Table, faster
 from benchmarks.inference import agreement
-from resnet_lib import bench, inference, precision, resnets, train
+from resnet_lib import bench, devices, inference, resnets, train
 
 PLAIN, FOLDED, NONE, COMPILED = "unfolded", "folded", "without any norm", "compiled, frozen"
 IMAGES = 32  # in a timing, at the least
@@ -19,7 +19,7 @@ def run(rounds: int, quick: bool) -> list[Table]:
 
 
 def _table(batch: int, side: int, rounds: int, quick: bool) -> Table:
-    device = precision.choose_device()
+    device = devices.choose()
     with train.seeded(0):
         model, bare = resnets.resnet18_imagenet(), resnets.resnet18_imagenet(norm="none")
         images = torch.randn(batch, 3, side, side)
@@ -40,13 +40,13 @@ def _table(batch: int, side: int, rounds: int, quick: bool) -> Table:
     calls = {name: (lambda way=way: answer(way)) for name, way in ways.items()}
     rows = bench.compare(calls, rounds=rounds, number=number)
     targets = [faster(rows, FOLDED, PLAIN, 1.0), faster(rows, FOLDED, NONE, SAME)]
-    title = f"ResNet-18, {side}×{side}, batch {batch}: batch norm at inference on {precision.describe(device)['name']}"
+    title = f"ResNet-18, {side}×{side}, batch {batch}: batch norm at inference on {devices.describe(device)['name']}"
     return Table("\n  ".join([title, *notes, *answers]), rows, targets, PLAIN, batch)
 
 
 def variants(model, images: torch.Tensor, *, compiled: bool) -> tuple[dict, list[str]]:
     """The ways to run the network's norms, by name, and a sentence for each that was left out."""
-    ways = {PLAIN: model, FOLDED: inference.folded(model)}
+    ways = {PLAIN: model, FOLDED: inference.folded(model, images)}
     if not compiled:
         return ways, ["The compiled network was left out, because compiling it takes long."]
     own = torch.compile(copy.deepcopy(model), options={"freezing": True})  # frozen weights let it fold the norms itself

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from benchmarks import Table, faster
-from resnet_lib import bench, precision, train
+from resnet_lib import augment, bench, devices, train
 from resnet_lib.data import Dataset, Split
 
 OURS = "resnet_lib"
@@ -45,8 +45,11 @@ def streams(dataset: Dataset, batch_size: int, device: torch.device) -> dict[str
     """For each variant, a function that starts a new epoch's stream of (images, labels) on the device."""
     from torchvision.transforms import v2
 
-    config = train.TrainConfig(batch_size=batch_size, augment="crop_flip")
-    batches = train.Batches(dataset, dataset.train, config, device)
+    def crop_flip(images, generator):
+        return augment.random_crop_flip(images, 4, 0.5, generator)
+
+    config = train.TrainConfig(batch_size=batch_size)
+    batches = train.Batches(dataset, dataset.train, config, device, crop_flip)
     transform = v2.Compose(
         [
             v2.RandomCrop(32, padding=4),
@@ -72,7 +75,7 @@ def streams(dataset: Dataset, batch_size: int, device: torch.device) -> dict[str
 
 
 def run(rounds: int = 5, quick: bool = False) -> Iterator[Table]:
-    device = precision.choose_device()
+    device = devices.choose()
     size, batch_size = (256, 64) if quick else (10_000, 512)
 
     def consume(stream: Callable[[], Iterator]) -> Callable[[], None]:

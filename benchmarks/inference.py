@@ -4,7 +4,7 @@ import torch
 import torchvision
 
 from benchmarks import Table, faster
-from resnet_lib import bench, inference, precision, resnets, train
+from resnet_lib import bench, devices, inference, resnets, train
 
 PEER = "torchvision, eager float32"
 
@@ -15,7 +15,7 @@ def run(rounds: int, quick: bool) -> list[Table]:
 
 
 def _table(batch: int, side: int, rounds: int, quick: bool) -> Table:
-    device = precision.choose_device()
+    device = devices.choose()
     with train.seeded(0):
         model = resnets.resnet18_imagenet()
         images = torch.randn(batch, 3, side, side)
@@ -34,7 +34,7 @@ def _table(batch: int, side: int, rounds: int, quick: bool) -> Table:
         faster(rows, best, inference.REFERENCE, 2.0),
         faster(rows, inference.REFERENCE, PEER, 1.0),  # parity of the same kernels: a coin toss
     ]
-    title = f"ResNet-18, {side}×{side}, batch {batch}: a forward pass on {precision.describe(device)['name']}"
+    title = f"ResNet-18, {side}×{side}, batch {batch}: a forward pass on {devices.describe(device)['name']}"
     return Table("\n  ".join([title, *notes, *answers.values()]), rows, targets, inference.REFERENCE, batch)
 
 

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks import Table, faster
-from resnet_lib import bench, precision, resnets, train
+from resnet_lib import bench, ceilings, devices, precision, resnets, train
 from resnet_lib.blocks import PadShortcut
 
 DEFAULTS = "resnet_lib, defaults"
@@ -69,7 +69,7 @@ def library_step(
 ) -> Callable[[], dict[str, Tensor]]:
     """What `train.fit` does for each batch, on one batch that is ready. A test holds the two to the same weights."""
     device = images.device
-    dtype = precision.choose_precision(config.precision, device)
+    dtype = ceilings.choose_precision(config.precision, device)
     layout = torch.channels_last if config.channels_last else torch.contiguous_format
     model = model.to(device, memory_format=layout).train()
     images = images.contiguous(memory_format=layout)
@@ -126,13 +126,13 @@ def variants(network: str, batch_size: int, device: torch.device) -> dict[str, C
 
 
 def run(rounds: int = 5, quick: bool = False) -> Iterator[Table]:
-    device = precision.choose_device()
+    device = devices.choose()
     batch_size = 8 if quick else 128
     for network, steps in (("ResNet-20", 3), ("ResNet-18, CIFAR stem", 1)):
         calls = variants(network, batch_size, device)
         rows = bench.compare(calls, reference=TEXTBOOK, rounds=rounds, number=1 if quick else steps)
         targets = [faster(rows, EQUAL, peer, 1.0) for peer in (TEXTBOOK, TIMM)]
-        if device.type == "cpu" and precision.choose_precision("auto", device) == "bf16":
+        if device.type == "cpu" and ceilings.choose_precision("auto", device) == "bf16":
             targets.append(faster(rows, DEFAULTS, TEXTBOOK, 1.6))
         title = f"Training step: {network}, batch {batch_size}, 32×32; {rows[0]['n']} interleaved rounds"
         yield Table(title, rows, targets, reference=TEXTBOOK, work=batch_size)

@@ -454,53 +454,29 @@ OPERATIONS = {
     "noise": Operation(noise, 0.25),
     "blur": Operation(lambda i, a, g: blur(i, a), 2.0),
 }
-POLICY = tuple(OPERATIONS)[:14]  # RandAugment's, and TrivialAugment's
-
-
-def rand_augment(
-    images: Tensor,
-    operations: int = 2,
-    severity: float = 0.3,
-    names: tuple[str, ...] = POLICY,
-    generator: Generator | None = None,
-) -> Tensor:
-    """Change each image by several operations in turn, each drawn from `names`, at one severity.
-
-    Args:    images: (N, C, H, W), uint8, or float in 0 … 1. severity: the paper's magnitude by 30, so that 0.3 is 9.
-    Returns: (N, C, H, W), the images' dtype.
-    Raises:  ValueError naming a severity outside 0 … 1 or an unknown operation.
-    Source:  Cubuk et al. 2020, arXiv:1909.13719, §3; operations and ranges as in torchvision.transforms.v2.
-             Departs: slants keep the picture's centre, there its corner.
-    """
-    if operations < 0:
-        raise ValueError(f"operations={operations} must be at least 0")
-    for _ in range(operations):
-        images = _vary(images, names, severity, generator, wide=False)
-    return images
+POLICY = tuple(OPERATIONS)[:14]  # TrivialAugment's
 
 
 def trivial_augment(images: Tensor, names: tuple[str, ...] = POLICY, generator: Generator | None = None) -> Tensor:
     """Change each image by one operation, drawn from `names`, at a severity of its own, even in 0 … 1.
 
-    Arguments, results and errors as `rand_augment`.
+    Args:    images: (N, C, H, W), uint8, or float in 0 … 1.
+    Returns: (N, C, H, W), the images' dtype.
+    Raises:  ValueError naming an unknown operation, or the floats' range where it is not 0 … 1.
     Source:  Müller & Hutter 2021, arXiv:2103.10158, §3, the wide ranges, as in torchvision.transforms.v2.
-             Departs: as `rand_augment`; shifts reach the picture's side, which on CIFAR is the paper's 32 pixels; the
-             severity is not one of 31 steps.
+             Departs: slants keep the picture's centre, there its corner; shifts reach the picture's side, which on
+             CIFAR is the paper's 32 pixels; the severity is not one of 31 steps.
     """
-    return _vary(images, names, (0.0, 1.0), generator, wide=True)
-
-
-def _vary(images: Tensor, names: tuple[str, ...], severity: Amount, generator: Generator | None, wide: bool) -> Tensor:
-    _check(images)
+    _white(images)  # some operations take floats of any range: refuse now, not in the batch that draws another
     if not names or not set(names) <= set(OPERATIONS):
         raise ValueError(f"names={names} must be some of {', '.join(OPERATIONS)}")
-    severity = _draw(images, "severity", severity, generator, None, 0.0, 1.0)
+    severity = _draw(images, "severity", (0.0, 1.0), generator, None, 0.0, 1.0)
     drawn = torch.randint(len(names), severity.shape, generator=generator, device=images.device)
     groups = drawn.argsort(stable=True).split(drawn.bincount(minlength=len(names)).tolist())
     changed = images.clone()
     for name, chosen in zip(names, groups, strict=True):
         if len(chosen) and name != "identity":
-            changed[chosen] = OPERATIONS[name](images[chosen], severity[chosen], generator, wide=wide)
+            changed[chosen] = OPERATIONS[name](images[chosen], severity[chosen], generator, wide=True)
     return changed
 
 
@@ -518,15 +494,20 @@ def _check(images: Tensor) -> torch.Size:
     return images.shape
 
 
-def _photo(images: Tensor) -> tuple[float, Tensor]:
-    """The value of white, and the images as float32."""
+def _white(images: Tensor) -> float:
+    """The value of white; floats of another range than 0 … 1 are refused."""
     _check(images)
     if images.dtype == torch.uint8:
-        return 255.0, images.float()
+        return 255.0
     low, high = (value.item() for value in images.aminmax())
     if not (low >= 0 and high <= 1):
         raise ValueError(f"images hold {low:g} … {high:g}; colours of floats need 0 … 1, so normalise after this")
-    return 1.0, images.float()
+    return 1.0
+
+
+def _photo(images: Tensor) -> tuple[float, Tensor]:
+    """The value of white, and the images as float32."""
+    return _white(images), images.float()
 
 
 def _as(images: Tensor, pixels: Tensor) -> Tensor:

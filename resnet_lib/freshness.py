@@ -1,6 +1,7 @@
 """Is a result still what the book's code would give? Hashes of all that a function reaches, and what has changed."""
 
 import ast
+import hashlib
 import inspect
 import json
 import textwrap
@@ -9,17 +10,21 @@ from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
 
+import torch
+
 from resnet_lib.paths import digest
 
 PACKAGE = "resnet_lib"
 # Modules that cannot change a row. What `data` does to a row is in the data's fingerprint: pictures, labels, split.
 OUTSIDE = {
+    "checkpoints",
     "claims",
     "data",
     "freshness",
     "page",
     "parameters",
     "paths",
+    "pictures",
     "plots",
     "records",
     "study",
@@ -53,11 +58,22 @@ def code_of(function: Callable) -> dict[str, str]:
         if isinstance(value, tuple):
             waiting += _add_definition(*value, found)
         elif isinstance(value, partial):
-            found[f"notebook.partial of {value.func.__qualname__}"] = _hash_value([value.args, value.keywords])
+            name = getattr(value.func, "__qualname__", type(value.func).__qualname__)
+            found[f"notebook.partial of {name}"] = hash_value([value.args, value.keywords])
             waiting.append(value.func)
+        elif not hasattr(value, "__qualname__"):  # an object that can be called
+            kind, state = type(value), getattr(value, "__dict__", {})
+            for key, part in state.items():
+                found[f"notebook.{kind.__qualname__}.{key}"] = hash_value(part)
+            waiting += [kind, *(part for part in state.values() if inspect.isroutine(part))]
         elif _is_library(inspect.unwrap(value)):
             value = inspect.unwrap(value)
             waiting.append((_inside(value.__module__), value.__qualname__.partition(".")[0]))
+            for name, one in _closed_over(value).items():  # a function made by a function
+                if callable(one) and not isinstance(one, torch.nn.Module):
+                    waiting.append(one)
+                else:
+                    found[f"notebook.{value.__qualname__}.{name}"] = hash_value(one)
         elif f"notebook.{value.__qualname__}" not in found:
             waiting += _add_own(value, found)
     return dict(sorted(found.items()))
@@ -160,7 +176,7 @@ def _add_own(value: Callable, found: dict[str, str]) -> list[object]:
                 elif callable(one):
                     waiting += [one] if _is_library(one) or one.__module__ == member.__module__ else []
                 else:
-                    found[f"notebook.{key}"] = _hash_value(one)
+                    found[f"notebook.{key}"] = hash_value(one)
     return waiting
 
 
@@ -178,9 +194,15 @@ def _values_read(function: Callable) -> dict[str, object]:
         code = codes.pop()
         names |= set(code.co_names)
         codes += [const for const in code.co_consts if inspect.iscode(const)]
-    closed = zip(function.__code__.co_freevars, function.__closure__ or (), strict=True)
     found = {name: function.__globals__[name] for name in sorted(names) if name in function.__globals__}
-    return found | {name: cell.cell_contents for name, cell in closed}
+    return found | _closed_over(function)
+
+
+def _closed_over(function: Callable) -> dict[str, object]:
+    if not inspect.isfunction(function) or not function.__closure__:
+        return {}
+    cells = zip(function.__code__.co_freevars, function.__closure__, strict=True)
+    return {name: cell.cell_contents for name, cell in cells}
 
 
 def _members(name: str, value: object) -> list[tuple[str, object]]:
@@ -192,10 +214,17 @@ def _members(name: str, value: object) -> list[tuple[str, object]]:
     return [(name, value)]
 
 
-def _hash_value(value: object) -> str:
+def hash_value(value: object) -> str:
+    """A hash of a value: of a tensor its numbers, of a network its weights, of data their fingerprint."""
     fingerprint = getattr(value, "fingerprint", None)
     if fingerprint is not None:
         return digest(str(fingerprint))
+    if isinstance(value, torch.nn.Module):
+        return digest([repr(value), *(hash_value(part) for part in value.state_dict().values())])
+    if isinstance(value, torch.Tensor):
+        value = value.detach().cpu().contiguous()
+        numbers = value.flatten().view(torch.uint8) if value.numel() else value
+        return hashlib.sha256(f"{value.dtype} {tuple(value.shape)}".encode() + numbers.numpy().tobytes()).hexdigest()
     try:
         return digest(json.dumps(value, sort_keys=True))
     except (TypeError, ValueError):

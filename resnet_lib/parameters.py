@@ -15,10 +15,12 @@ class Parameter:
     comment: str  # the trailing comment, without its hash
 
 
-def declared_in(notebook: str | Path) -> dict[str, Parameter]:
-    """The parameters that a notebook's cell tagged `parameters` declares; {} where it has none."""
-    for cell in json.loads(Path(notebook).read_text(encoding="utf-8"))["cells"]:
-        if "parameters" in cell["metadata"].get("tags", []):
+def declared_in(notebook: dict | str | Path) -> dict[str, Parameter]:
+    """The parameters that the cell tagged `parameters` of a notebook, or of its file, declares; {} without one."""
+    if not isinstance(notebook, dict):
+        notebook = json.loads(Path(notebook).read_text(encoding="utf-8"))
+    for cell in notebook["cells"]:
+        if "parameters" in cell.get("metadata", {}).get("tags", []):
             return declared("".join(cell["source"]))
     return {}
 

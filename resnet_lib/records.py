@@ -50,7 +50,7 @@ class Record:
 
     @property
     def device(self) -> dict:
-        """What precision.describe said of the machine that made the first rows."""
+        """What devices.describe said of the machine that made the first rows."""
         return self.made[0]["device"]
 
     @property
@@ -151,7 +151,7 @@ def strongest(found: Sequence[Record]) -> dict[str, Record]:
 def environment(device: dict) -> dict:
     """The machine and the versions a result is made with: device, python, packages, commit, dirty, date.
 
-    Args: device: what precision.describe says of the device that computes.
+    Args: device: what devices.describe says of the device that computes.
     """
     packages = {}
     for name in ("torch", "torchvision", "numpy", "scipy", "scikit-learn"):
@@ -168,7 +168,7 @@ def environment(device: dict) -> dict:
 
 
 def machine(device: dict) -> str:
-    """A device in words, from what precision.describe says of it."""
+    """A device in words, from what devices.describe says of it."""
     threads = device.get("threads", 0)
     if device.get("device") != "cpu" or not threads:
         return device["name"]

@@ -146,6 +146,11 @@ def paired_change(
     return interval(_ratios(*_partners(rows, value, by, a, b, pair)) - 1, unit=unit, **options)
 
 
+def where(rows: Iterable[dict], **wanted) -> list[dict]:
+    """The rows that have these values: where(rows, what="score", batch=8)."""
+    return [row for row in rows if all(row[name] == value for name, value in wanted.items())]
+
+
 def cell_means(rows: Iterable[dict], value: str, by: Sequence[str]) -> list[dict]:
     """A row for each cell of the columns `by`, in the order in which they first appear: its mean `value`."""
     cells: dict[tuple, list[float]] = {}

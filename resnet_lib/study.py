@@ -8,7 +8,21 @@ from pathlib import Path
 
 import torch
 
-from resnet_lib import claims, data, freshness, page, parameters, plots, precision, records, stats, sweep, verdicts
+from resnet_lib import (
+    ceilings,
+    claims,
+    data,
+    devices,
+    freshness,
+    page,
+    parameters,
+    plots,
+    precision,
+    records,
+    stats,
+    sweep,
+    verdicts,
+)
 from resnet_lib.paths import project_root
 
 LONG = 6  # rows of a table that stands open
@@ -57,6 +71,11 @@ class Settings:
     def __init__(self, experiment: str, values: dict, **shared):
         self.__dict__ |= values | shared
         self._experiment, self._values = experiment, values
+
+    @property
+    def chance_error(self) -> float:
+        """The error of naming a class at random."""
+        return 1 - 1 / self.facts["classes"]
 
     def __getattr__(self, name: str):
         if name in ("pictures", "device"):
@@ -107,9 +126,9 @@ class Study:
         options = {name: values[name] or None for name in ("mirror", "image_size")}
         sizes = {name: values[name] for name in ("train_size", "val_fraction")}
         pictures = data.with_test_size(data.load(values["dataset"], **sizes, **options), values.get("test_size", 0))
-        device = precision.choose_device(values["device"])
+        device = devices.choose(values["device"])
         if "number_format" in values:
-            values["number_format"] = precision.quickest(values["number_format"], device)  # where it is auto
+            values["number_format"] = ceilings.choose_precision(values["number_format"], device)  # where it is auto
         study = cls(chapter, values, tuple(experiments), pictures, device)
         for experiment in study.experiments:
             study._check(experiment)
@@ -142,28 +161,14 @@ class Study:
             first = self.made[experiment.needs.name].rows if experiment.needs.name in self.made else None
             first = self.measure(experiment.needs) if first is None else first
             chosen = experiment.choose(first, self._settings(experiment.needs, {}))
-        declared = {name: self.values[name] for name in experiment.settings}
-        settings = records.as_stored([declared | chosen])[0]
         code, facts = freshness.code_of(experiment.run), self.pictures.about()
-        wanted = experiment.conditions(self._settings(experiment, chosen))
-        environment = records.environment(precision.describe(self.device))
+        settings = records.as_stored([{name: self.values[name] for name in experiment.settings} | chosen])[0]
         base = self._grown(experiment, settings, code)
+        wanted = experiment.conditions(self._settings(experiment, chosen))
         known = [_rows_of(condition, base.rows if base else []) for condition in wanted]
-        # a run gets what was chosen through its condition, so that experiments which choose otherwise share it
-        function = functools.partial(experiment.run, self._settings(experiment, {}))
-        function.__name__ = experiment.name
-        fresh = sweep.run(
-            function,
-            [condition for condition, rows in zip(wanted, known, strict=True) if not rows],
-            recipe={
-                "code": code,
-                "settings": records.as_stored([declared])[0],
-                "data": [facts["fingerprint"], facts["test"]],
-            }
-            | {"device": environment["device"]["name"], "torch": torch.__version__},
-            resume=self.values["resume"],
-            finished=self.finished,
-        )
+        environment = records.environment(devices.describe(self.device))
+        missing = [condition for condition, rows in zip(wanted, known, strict=True) if not rows]
+        fresh = self._run(experiment, missing, code, environment["device"]["name"])
         wall_s = (base.wall_s if base else 0.0) + sum(rows[0]["run_s"] for rows in fresh if rows)
         made = [*(base.made if base else []), *([environment] if fresh or not base else [])]
         mark = {"made": len(made) - 1} if len(made) > 1 else {}
@@ -173,13 +178,26 @@ class Study:
             self.chapter, experiment.name, self.values["profile"], settings, facts, rows, {}, code, made,
             rules=self._rules(experiment), attested=base.attested if base else [], wall_s=wall_s,
         )  # fmt: skip
-        shown = settings_of(experiment, record)
-        found = {name: estimate.as_dict() for name, estimate in estimates_of(experiment, record).items()}
-        notes = experiment.notes(rows, shown) if experiment.notes else []
-        self.made[experiment.name] = record = replace(record, estimates=found, notes=notes)
+        self.made[experiment.name] = record = _estimated(experiment, record)
         if self.values["records_to"]:
             records.save(record, self.values["records_to"])
         return rows
+
+    def _run(self, experiment: Experiment, missing: list[dict], code: dict, device: str) -> list[list[dict]]:
+        """The rows of each condition, from this process, the cache, or a run."""
+        # a run gets what was chosen through its condition, so that experiments which choose otherwise share it
+        function = functools.partial(experiment.run, self._settings(experiment, {}))
+        function.__name__ = experiment.name
+        facts = self.pictures.about()
+        recipe = {
+            "code": code,
+            "settings": records.as_stored([{name: self.values[name] for name in experiment.settings}])[0],
+            "data": [facts["fingerprint"], facts["test"]],
+            "device": device,
+            "torch": torch.__version__,
+        }
+        with precision.number_format(self.values.get("number_format", "fp32")):  # PyTorch's default allows some TF32
+            return sweep.run(function, missing, recipe=recipe, resume=self.values["resume"], finished=self.finished)
 
     def _keeps(self, experiment: Experiment, row: dict) -> bool:
         return not experiment.kept or row["what"] in experiment.kept
@@ -192,7 +210,7 @@ class Study:
         """The record in `records_to` that this measurement continues; times continue on their own device alone."""
         if not self.values["records_to"]:
             return None
-        machine, run = records.machine(precision.describe(self.device)), freshness.name_of(experiment.run)
+        machine, run = records.machine(devices.describe(self.device)), freshness.name_of(experiment.run)
         for record in records.published(self.chapter, experiment.name, self.values["records_to"]):
             if (
                 record.profile == self.values["profile"]
@@ -236,7 +254,7 @@ class Study:
 
     def _setting(self, found: Sequence[records.Record]) -> page.Block:
         """This run's data, device and parameters, folded, and what kind of device the published records lack."""
-        machine = f"{records.machine(precision.describe(self.device))}, PyTorch {torch.__version__}."
+        machine = f"{records.machine(devices.describe(self.device))}, PyTorch {torch.__version__}."
         values = [{"name": name, "value": repr(value)} for name, value in self.values.items()]
         inside = [
             page.paragraph(f"{self.pictures.about()['text']} {machine}"),
@@ -323,6 +341,13 @@ class Study:
         unjudged = [claim.id for claim in verdicts.of_chapter(self.chapter) if claim.id not in self.judged]
         assert not unmeasured, f"not measured: {', '.join(unmeasured)}"
         assert not unjudged, f"not judged: {', '.join(unjudged)}"
+
+
+def _estimated(experiment: Experiment, record: records.Record) -> records.Record:
+    """The record with the estimates and notes that follow from its rows."""
+    estimates = {name: estimate.as_dict() for name, estimate in estimates_of(experiment, record).items()}
+    notes = experiment.notes(record.rows, settings_of(experiment, record)) if experiment.notes else []
+    return replace(record, estimates=estimates, notes=notes)
 
 
 def _runs(record: records.Record) -> str:

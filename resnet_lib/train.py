@@ -1,25 +1,25 @@
-"""Train a network on a dataset: config, schedule, `fit`, `evaluate`; mixed precision, checkpoint and exact resume."""
+"""Train a network on a dataset: config, schedule, `fit`, `settle`, `evaluate`."""
 
 import contextlib
 import hashlib
 import itertools
-import json
 import math
-import os
+import numbers
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from resnet_lib import augment, precision
+from resnet_lib import ceilings, checkpoints, devices, precision
 from resnet_lib.data import Dataset, Split
 
 Task = Callable[[nn.Module, Tensor, Tensor, torch.Generator], dict[str, Tensor]]
+Augmentation = Callable[[Tensor, torch.Generator], Tensor]  # of uint8 images (N, C, H, W), into the same
 
 
 @dataclass(frozen=True)
@@ -37,30 +37,24 @@ class TrainConfig:
     label_smoothing: float = 0.0  # probability given away to the other classes
     clip_norm: float = 0.0  # largest norm of the whole gradient; 0 does not clip
     ema_decay: float = 0.0  # of a moving average of the weights, per step; 0 keeps none
-    augment: str = "none"  # "none", "crop" or "crop_flip"
-    padding: int = 4  # pixels of shift at most, for "crop" and "crop_flip"
-    precision: str = "auto"  # "auto", "fp32", "bf16" or "fp16" (see precision.choose_precision)
+    precision: str = "auto"  # "auto" (measured), "fp32", "tf32", "bf16" or "fp16": see ceilings.choose_precision
     channels_last: bool = True  # memory format of images and weights
     compile: bool = False  # through torch.compile
     device: str = "auto"  # "auto", "cpu", "cuda", …
 
     def __post_init__(self):
-        choices = {
-            "optimizer": ("sgd", "adamw"),
-            "schedule": tuple(SCHEDULES),
-            "augment": ("none", "crop", "crop_flip"),
-            "precision": precision.PRECISIONS,
-        }
+        choices = {"optimizer": ("sgd", "adamw"), "schedule": tuple(SCHEDULES), "precision": precision.PRECISIONS}
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name}={getattr(self, name)!r} is not one of {', '.join(map(repr, allowed))}")
         for name in ("epochs", "batch_size"):
-            if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
+            if not isinstance(getattr(self, name), numbers.Integral) or getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)!r} must be a whole number of at least 1")
+            object.__setattr__(self, name, int(getattr(self, name)))  # numpy's integers are no JSON
         for name in ("label_smoothing", "ema_decay", "momentum", "warmup"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)!r} must be at least 0 and below 1")
-        for name in ("weight_decay", "clip_norm", "padding"):
+        for name in ("weight_decay", "clip_norm"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name}={getattr(self, name)!r} must be at least 0 and finite")
         if not 0 < self.learning_rate < math.inf:
@@ -88,22 +82,22 @@ def lr_at(step: int, total_steps: int, config: TrainConfig) -> float:
 
 
 class Diverged(ArithmeticError):
-    """The loss became NaN or infinite. Attributes: step, learning_rate, loss."""
+    """Training has failed: a loss is NaN or infinite, or no step could be taken. Attributes: step, learning_rate."""
 
-    def __init__(self, step: int, learning_rate: float, loss: float):
+    def __init__(self, what: str, step: int, learning_rate: float):
         super().__init__(
-            f"the loss became {loss} at step {step} with learning rate {learning_rate:.3g}; "
+            f"{what} at step {step} with learning rate {learning_rate:.3g}; "
             "try a third of that rate, a longer warm-up, clip_norm=1, or precision='fp32'"
         )
-        self.step, self.learning_rate, self.loss = step, learning_rate, loss
+        self.step, self.learning_rate = step, learning_rate
 
 
 @dataclass(frozen=True)
 class Fit:
-    """What `fit` returns: one row per seed × epoch, and the trained network of each seed."""
+    """What `fit` returns: one row per epoch, and the trained network."""
 
     rows: list[dict]
-    models: list[nn.Module]
+    model: nn.Module
 
 
 def classification(label_smoothing: float = 0.0) -> Task:
@@ -118,18 +112,31 @@ def classification(label_smoothing: float = 0.0) -> Task:
     return task
 
 
+def recording(task: Task, losses: list[Tensor]) -> Task:
+    """The task, of which each training step's loss is also appended to a list."""
+
+    def recorded(model: nn.Module, images: Tensor, labels: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
+        measured = task(model, images, labels, generator)
+        if model.training:
+            losses.append(measured["loss"].detach())
+        return measured
+
+    return recorded
+
+
 def fit(
     network: Callable[[], nn.Module] | nn.Module,
     dataset: Dataset,
     config: TrainConfig | None = None,
     *,
-    seeds: int | list[int] = 1,
+    seed: int = 0,
     task: Task | None = None,
+    augmentation: Augmentation | None = None,
     checkpoint: str | Path | None = None,
     on_divergence: str = "raise",
     progress: bool = True,
 ) -> Fit:
-    """Train a network once for each seed.
+    """Train a network from one seed.
 
     An epoch is N // batch_size full batches of a fresh permutation. A ragged last batch would disturb batch
     statistics and compiled code, so its images wait for another epoch's permutation.
@@ -137,41 +144,168 @@ def fit(
     (for a fixed number of threads). Global random state is left as it was.
 
     Args:
-        network: makes a network with fresh weights (called once a seed); or one network, trained in place.
-        seeds: how many (0, 1, …), or which.
+        network: makes a network with fresh weights; or one network, trained in place.
         task: (model, images, labels, generator) → {"loss": …, other means}; classification if not given.
             Images come normalised, float32, on the device.
-        checkpoint: a folder; each seed's state is kept there after every epoch, and training continues from it.
-        on_divergence: "raise" stops with `Diverged`; "record" ends that seed with a row of diverged=True.
+        augmentation: (images, generator) → images, of each training batch as uint8, before it is normalised.
+        checkpoint: a file; the state is kept there after every epoch, and training continues from it.
+        on_divergence: "raise" stops with `Diverged`; "record" ends with a row of diverged=True.
     Returns: rows with seed, epoch (from 1), step, learning_rate, train_<name> (mean over the epoch, in training mode),
         val_<name> (evaluation mode; of the averaged weights with ema_decay), diverged, time_s (training only).
-    Raises: ValueError on bad input; Diverged.
+    Raises: ValueError on bad input; Diverged where a loss is not finite, or float16 overflowed in every step.
     """
     config = config or TrainConfig()
-    seeds = _seed_list(seeds)
-    if isinstance(network, nn.Module) and len(seeds) > 1:
-        raise ValueError(f"{len(seeds)} seeds need a function that makes the network, so that each starts afresh")
+    if not isinstance(seed, numbers.Integral):
+        raise ValueError(f"seed={seed!r} must be a whole number; several seeds are several calls")
     if on_divergence not in ("raise", "record"):
         raise ValueError(f"on_divergence={on_divergence!r} is not one of 'raise', 'record'")
     if len(dataset.train) < config.batch_size:
         raise ValueError(
             f"batch_size={config.batch_size} is larger than the {len(dataset.train)} training images of {dataset.name}"
         )
-    rows, models = [], []
-    for seed in seeds:
-        with seeded(seed):
-            model = network if isinstance(network, nn.Module) else network()
-            seed_rows, model = _fit_one(model, dataset, config, seed, task, checkpoint, on_divergence, progress)
-        rows += seed_rows
-        models.append(model)
-    return Fit(rows, models)
+    device = devices.choose(config.device)
+    config = replace(config, precision=ceilings.choose_precision(config.precision, device))
+    task = task or classification(config.label_smoothing)
+    with seeded(int(seed)), precision.number_format(config.precision):
+        state = _start(network, config, device)
+        path = Path(checkpoint) if checkpoint else None
+        recipe = checkpoints.recipe(config, dataset, seed, state["model"], (task, augmentation)) if path else ""
+        rows = checkpoints.restore(path, recipe, state) if path else []
+        if path and not rows:
+            checkpoints.save(path, recipe, state, rows)  # a file that cannot be written shows now, not after an hour
+        epochs = _epochs(state, dataset, config, int(seed), task, augmentation, rows, progress)
+        try:
+            for row in epochs:
+                rows.append(row)
+                if path:
+                    checkpoints.save(path, recipe, state, rows)
+        except Diverged as failure:
+            if on_divergence == "raise":
+                raise
+            rows.append(failure.row)
+    return Fit(rows, _judged(state))
 
 
-def _seed_list(seeds: int | list[int]) -> list[int]:
-    found = list(range(seeds)) if isinstance(seeds, int) else [int(seed) for seed in seeds]
-    if not found:
-        raise ValueError(f"seeds={seeds!r}: at least one seed is needed, and at least 3 for an interval worth showing")
-    return found
+def _start(network: Callable[[], nn.Module] | nn.Module, config: TrainConfig, device: torch.device) -> dict:
+    """All that a checkpoint keeps: model, optimizer, scaler, and with ema_decay the average of the weights."""
+    model = network if isinstance(network, nn.Module) else network()
+    kinds = {p.dtype for p in model.parameters()} - {torch.float32}
+    if kinds:
+        raise ValueError(f"the network's weights are {', '.join(map(str, kinds))}; they must be torch.float32")
+    model = model.to(device, memory_format=torch.channels_last if config.channels_last else torch.contiguous_format)
+    scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "fp16")
+    state = {"model": model.train(), "optimizer": make_optimizer(model, config), "scaler": scaler}
+    if config.ema_decay:
+        decay = torch.optim.swa_utils.get_ema_multi_avg_fn(config.ema_decay)
+        state["average"] = torch.optim.swa_utils.AveragedModel(model, multi_avg_fn=decay, use_buffers=True)
+    return state
+
+
+def _judged(state: dict) -> nn.Module:
+    return state["average"].module if "average" in state else state["model"]
+
+
+def _epochs(
+    state: dict,
+    dataset: Dataset,
+    config: TrainConfig,
+    seed: int,
+    task: Task,
+    augmentation: Augmentation | None,
+    before: list[dict],
+    progress: bool,
+) -> Iterator[dict]:
+    """A row for each epoch after those before.
+
+    Raises: Diverged, whose attribute `row` says where.
+    """
+    device = next(state["model"].parameters()).device
+    batches = Batches(dataset, dataset.train, config, device, augmentation)
+    val_batches = Batches(dataset, dataset.val, config, device)
+    forward = torch.compile(state["model"]) if config.compile else state["model"]
+    steps = len(dataset.train) // config.batch_size
+    time_s = before[-1]["time_s"] if before else 0.0
+    with progress_bar(config.epochs * steps, f"{dataset.name} seed {seed}", progress) as bar:
+        bar.update(len(before) * steps)
+        for epoch in range(len(before), config.epochs):
+            devices.synchronise(device)
+            started = time.perf_counter()
+            row, last = {"seed": seed, "epoch": epoch + 1}, (epoch + 1) * steps
+            row |= {"step": last, "learning_rate": lr_at(last - 1, config.epochs * steps, config), "diverged": False}
+            try:
+                history = _train(state, forward, batches, task, config, seed, epoch, bar.update)
+                devices.synchronise(device)
+                elapsed = time.perf_counter() - started
+                row |= {f"train_{n}": torch.stack([h[n] for h in history]).double().mean().item() for n in history[0]}
+                _check_steps(state["scaler"], last, config.epochs * steps, row["learning_rate"])
+                measured = _evaluate(_judged(state), val_batches, task, config.precision)
+                if not math.isfinite(measured["loss"]):
+                    raise Diverged(f"the validation loss became {measured['loss']}", last - 1, row["learning_rate"])
+            except Diverged as failure:
+                where = {"step": failure.step, "learning_rate": failure.learning_rate, "diverged": True}
+                failure.row = {"seed": seed, "epoch": epoch + 1} | where
+                failure.row["time_s"] = time_s + time.perf_counter() - started
+                raise
+            time_s += elapsed
+            row |= {f"val_{name}": value for name, value in measured.items()} | {"time_s": time_s}
+            bar.set_postfix_str(" ".join(f"{k} {row[k]:.3f}" for k in ("train_loss", "val_loss")))
+            yield row
+
+
+def _train(
+    state: dict,
+    forward: nn.Module,
+    batches: "Batches",
+    task: Task,
+    config: TrainConfig,
+    seed: int,
+    epoch: int,
+    done: Callable[[], object],
+) -> list[dict[str, Tensor]]:
+    """What the task measured in each step of one epoch."""
+    model, optimizer, scaler, device = state["model"], state["optimizer"], state["scaler"], batches.device
+    generator = torch.Generator(device).manual_seed(stream(seed, epoch, 1))
+    steps = len(batches.labels) // config.batch_size
+    check_every = 1 if device.type == "cpu" else 50  # reading a loss from a GPU stops its queue
+    history: list[dict[str, Tensor]] = []
+    for images, labels in batches.training(seed, epoch):
+        learning_rate = lr_at(epoch * steps + len(history), config.epochs * steps, config)
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate
+        with precision.autocast(config.precision, device):
+            measured = task(forward, images, labels, generator)
+        optimizer.zero_grad(set_to_none=True)
+        scaler.scale(measured["loss"]).backward()
+        if config.clip_norm:
+            scaler.unscale_(optimizer)
+            nn.utils.clip_grad_norm_(model.parameters(), config.clip_norm)
+        scaler.step(optimizer)
+        scaler.update()
+        if "average" in state:
+            state["average"].update_parameters(model)
+        history.append({name: value.detach() for name, value in measured.items()})
+        if len(history) % check_every == 0 or len(history) == steps:
+            _check_finite(history, check_every, epoch * steps, config.epochs * steps, config)
+        done()
+    return history
+
+
+def _check_finite(history: list[dict], window: int, first_step: int, total_steps: int, config: TrainConfig) -> None:
+    recent = history[-window:]
+    losses = torch.stack([h["loss"] for h in recent])
+    bad = (~losses.isfinite()).nonzero()
+    if len(bad):
+        index = len(history) - len(recent) + int(bad[0])
+        step = first_step + index
+        raise Diverged(f"the loss became {history[index]['loss'].item()}", step, lr_at(step, total_steps, config))
+
+
+def _check_steps(scaler: torch.amp.GradScaler, step: int, total_steps: int, learning_rate: float) -> None:
+    """A scaler halves its scale, 65536 at first, with each step that it skips; a good start skips a few."""
+    skipped_all = scaler.is_enabled() and scaler.get_scale() <= 2.0 ** (16 - step)
+    if skipped_all and (step >= 32 or step == total_steps):
+        what = "the gradient had overflowed float16 in every step, so none was taken,"
+        raise Diverged(what, step - 1, learning_rate)
 
 
 @contextlib.contextmanager
@@ -194,7 +328,7 @@ def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimiz
         return torch.optim.AdamW(groups, lr=config.learning_rate, fused=fused)
     nesterov = config.momentum > 0
     # Where a loss scaler skips the first step, fused SGD goes on with a momentum that nobody has set (PyTorch 2.15).
-    fused = fused and precision.choose_precision(config.precision, device) != "fp16"
+    fused = fused and ceilings.choose_precision(config.precision, device) != "fp16"
     return torch.optim.SGD(groups, lr=config.learning_rate, momentum=config.momentum, nesterov=nesterov, fused=fused)
 
 
@@ -205,12 +339,19 @@ class Batches:
     happen there, on whole batches.
     """
 
-    def __init__(self, dataset: Dataset, split: Split, config: TrainConfig, device: torch.device):
+    def __init__(
+        self,
+        dataset: Dataset,
+        split: Split,
+        config: TrainConfig,
+        device: torch.device,
+        augmentation: Augmentation | None = None,
+    ):
         if split.images.dtype != torch.uint8:
             raise ValueError(f"the images of {dataset.name} are {split.images.dtype}; they must be uint8, 0 … 255")
         self.pixels = split.images.to(device).permute(0, 2, 3, 1).contiguous()
         self.labels = split.labels.to(device)
-        self.config, self.device = config, device
+        self.config, self.device, self.augmentation = config, device, augmentation
         std = dataset.std.clamp_min(1 / 255).to(device)  # a constant channel would divide by zero
         width = self.pixels.shape[2]  # repeated along a row of pixels, the channels' few numbers can be vectorised
         self.scale = (1 / (255 * std)).repeat(width)
@@ -229,10 +370,8 @@ class Batches:
         for start in range(0, len(order) - config.batch_size + 1, config.batch_size):
             chosen = order[start : start + config.batch_size]
             images = self.pixels[chosen].permute(0, 3, 1, 2)
-            if config.augment == "crop":
-                images = augment.random_crop(images, config.padding, generator)
-            elif config.augment == "crop_flip":
-                images = augment.random_crop_flip(images, config.padding, 0.5, generator)
+            if self.augmentation:
+                images = self.augmentation(images, generator)
             yield self._prepare(images), self.labels[chosen]
 
     def first(self, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -279,8 +418,9 @@ def evaluate(
     """Means of the task's quantities over every image of a split, in evaluation mode, without augmentation."""
     config = config or TrainConfig()
     device = next(model.parameters()).device
-    dtype = precision.choose_precision(config.precision, device)
-    return _evaluate(model, Batches(dataset, split, config, device), task or classification(), dtype)
+    chosen = ceilings.choose_precision(config.precision, device)
+    with precision.number_format(chosen):
+        return _evaluate(model, Batches(dataset, split, config, device), task or classification(), chosen)
 
 
 @torch.no_grad()
@@ -301,143 +441,9 @@ def _evaluate(model: nn.Module, batches: Batches, task: Task, dtype: str, batch_
     return {name: (total / len(batches.labels)).item() for name, total in totals.items()}
 
 
-def _fit_one(model, dataset, config, seed, task, checkpoint, on_divergence, progress) -> tuple[list[dict], nn.Module]:
-    device = precision.choose_device(config.device)
-    dtype = precision.choose_precision(config.precision, device)
-    task = task or classification(config.label_smoothing)
-    model = model.to(device, memory_format=torch.channels_last if config.channels_last else torch.contiguous_format)
-    model.train()
-    average = None
-    if config.ema_decay:
-        swa = torch.optim.swa_utils
-        average = swa.AveragedModel(model, multi_avg_fn=swa.get_ema_multi_avg_fn(config.ema_decay), use_buffers=True)
-    optimizer = make_optimizer(model, config)
-    scaler = torch.amp.GradScaler(device.type, enabled=dtype == "fp16")
-    batches = Batches(dataset, dataset.train, config, device)
-    val_batches = Batches(dataset, dataset.val, config, device)
-    steps_per_epoch = len(dataset.train) // config.batch_size
-    total_steps = config.epochs * steps_per_epoch
-    state = {"model": model, "optimizer": optimizer, "scaler": scaler} | ({"average": average} if average else {})
-    recipe = _recipe(config, dataset, seed, model, task)
-    path = Path(checkpoint) / f"seed{seed}.pt" if checkpoint else None
-    rows = _restore(path, recipe, state) if path else []
-    if path and not rows:
-        _save(path, recipe, state, rows)  # a folder that cannot be written shows now, not after an hour's epoch
-    time_s = rows[-1]["time_s"] if rows else 0.0
-    forward = torch.compile(model) if config.compile else model
-
-    # Reading a loss from a GPU stops its queue, so there it is read only now and then.
-    check_every = 1 if device.type == "cpu" else 50
-    bar = progress_bar(total_steps, f"{dataset.name} seed {seed}", progress)
-    bar.update(len(rows) * steps_per_epoch)
-    for epoch in range(len(rows), config.epochs):
-        generator = torch.Generator(device).manual_seed(stream(seed, epoch, 1))
-        history: list[dict[str, Tensor]] = []
-        precision.synchronise(device)
-        started = time.perf_counter()
-        row = {"seed": seed, "epoch": epoch + 1}
-        try:
-            for images, labels in batches.training(seed, epoch):
-                step = epoch * steps_per_epoch + len(history)
-                learning_rate = lr_at(step, total_steps, config)
-                for group in optimizer.param_groups:
-                    group["lr"] = learning_rate
-                with precision.autocast(dtype, device):
-                    measured = task(forward, images, labels, generator)
-                optimizer.zero_grad(set_to_none=True)
-                scaler.scale(measured["loss"]).backward()
-                if config.clip_norm:
-                    scaler.unscale_(optimizer)
-                    nn.utils.clip_grad_norm_(model.parameters(), config.clip_norm)
-                scaler.step(optimizer)
-                scaler.update()
-                if average:
-                    average.update_parameters(model)
-                history.append({name: value.detach() for name, value in measured.items()})
-                if len(history) % check_every == 0 or len(history) == steps_per_epoch:
-                    _check_finite(history, check_every, epoch * steps_per_epoch, total_steps, config)
-                bar.update()
-        except Diverged as error:
-            if on_divergence == "raise":
-                bar.close()
-                raise
-            row |= {"step": error.step, "learning_rate": error.learning_rate, "diverged": True}
-            rows.append(row | {"time_s": time_s + time.perf_counter() - started})
-            break
-        precision.synchronise(device)
-        time_s += time.perf_counter() - started
-        row |= {"step": (epoch + 1) * steps_per_epoch, "learning_rate": learning_rate, "diverged": False}
-        row |= {f"train_{n}": torch.stack([h[n] for h in history]).double().mean().item() for n in history[0]}
-        judged = average.module if average else model
-        measured = _evaluate(judged, val_batches, task, dtype)
-        row |= {f"val_{name}": value for name, value in measured.items()}
-        rows.append(row | {"time_s": time_s})
-        bar.set_postfix_str(" ".join(f"{k} {row[k]:.3f}" for k in ("train_loss", "val_loss")))
-        if path:
-            _save(path, recipe, state, rows)
-    bar.close()
-    return rows, average.module if average else model
-
-
-def _check_finite(history: list[dict], window: int, first_step: int, total_steps: int, config: TrainConfig) -> None:
-    recent = history[-window:]
-    losses = torch.stack([h["loss"] for h in recent])
-    bad = (~losses.isfinite()).nonzero()
-    if len(bad):
-        index = len(history) - len(recent) + int(bad[0])
-        step = first_step + index
-        raise Diverged(step, lr_at(step, total_steps, config), history[index]["loss"].item())
-
-
 def progress_bar(total: int, label: str, shown: bool = True):
     """A tqdm bar that behaves in a terminal, in Jupyter, in Colab and (a line every few seconds) in a log."""
     from tqdm import tqdm
 
     interval = 0.2 if sys.stderr.isatty() else 5.0
     return tqdm(total=total, desc=label, disable=not shown, leave=False, mininterval=interval, unit="step")
-
-
-def _recipe(config: TrainConfig, dataset: Dataset, seed: int, model: nn.Module, task: Task) -> str:
-    # A plain network and its residual twin have the same shapes and weights: the modules and options tell them apart.
-    options = str(getattr(model, "config", ""))
-    name = getattr(task, "__qualname__", type(task).__name__)
-    shapes = [(where, list(p.shape)) for where, p in model.named_parameters()]
-    parts = [asdict(config), dataset.fingerprint, seed, name, repr(model), options, shapes]
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
-
-
-def _save(path: Path, recipe: str, state: dict, rows: list[dict]) -> None:
-    content = {name: part.state_dict() for name, part in state.items()}
-    content |= {"recipe": recipe, "rows": rows, "random": torch.get_rng_state()}
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "wb") as file:
-            torch.save(content, file)
-        os.replace(temporary, path)
-    except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
-        raise OSError(f"the checkpoint {path} cannot be written: {error}; choose a folder with room") from error
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-
-
-def _restore(path: Path, recipe: str, state: dict) -> list[dict]:
-    if not path.exists():
-        return []
-    try:
-        content = torch.load(path, weights_only=True, map_location="cpu")
-        found = content["recipe"]
-    except PermissionError:
-        raise
-    except Exception as error:  # reading damaged bytes fails in many ways
-        raise ValueError(f"{path} is no whole checkpoint; delete that file to start again: {error}") from error
-    if found != recipe:
-        raise ValueError(
-            f"{path} was written by a run with another config, dataset, seed, network or task; "
-            "give this run another checkpoint folder, or delete that file to start again"
-        )
-    for name, part in state.items():
-        part.load_state_dict(content[name])
-    torch.set_rng_state(content["random"])
-    return content["rows"]

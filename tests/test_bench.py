@@ -159,7 +159,7 @@ def test_the_timed_step_is_the_step_of_fit():
     dataset = data_pipeline.random_dataset(8)  # one batch an epoch
     with train.seeded(0):
         ours = training_step.networks("ResNet-20")["resnet_lib"]
-    fitted = train.fit(ours, dataset, config, progress=False).models[0].state_dict()
+    fitted = train.fit(ours, dataset, config, progress=False).model.state_dict()
     with train.seeded(0):
         ours = training_step.networks("ResNet-20")["resnet_lib"]
     images, labels = next(train.Batches(dataset, dataset.train, config, torch.device("cpu")).training(0, 0))

@@ -22,7 +22,7 @@ import torch
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from resnet_lib import data
+from resnet_lib import data, pictures
 
 DIGITS = load_digits()
 
@@ -227,7 +227,7 @@ def test_the_second_load_reads_the_cache_and_is_equal(tmp_path, cache, monkeypat
     path = write_tar(tmp_path / "a.tar", tree())
     first = load(path)
     (kept,) = cache.iterdir()
-    monkeypatch.setattr(data, "_decode", None)  # any decoding would fail now
+    monkeypatch.setattr(pictures, "_decode", None)  # any decoding would fail now
     second = load(path)
     assert same(first, second) and first.note == second.note and first.class_names == second.class_names
     assert zipfile.is_zipfile(kept) and kept.suffix == ".npz"
@@ -368,13 +368,13 @@ def test_a_file_that_is_no_archive_is_refused(tmp_path):
 def test_a_file_too_big_for_a_picture_is_refused_unread(tmp_path):
     (tmp_path / "bad/one").mkdir(parents=True)
     with open(tmp_path / "bad/one/big.png", "wb") as file:
-        file.truncate(data.MAX_FILE_BYTES + 1)
+        file.truncate(pictures.MAX_FILE_BYTES + 1)
     with pytest.raises(ValueError, match="'one/big.png' in .* has 268435457 bytes, more than"):
         load(tmp_path / "bad")
 
 
 def test_pictures_too_many_for_memory_are_refused_with_the_way_out(tmp_path, monkeypatch):
-    monkeypatch.setattr(data, "MAX_TOTAL_BYTES", 1000)
+    monkeypatch.setattr(pictures, "MAX_TOTAL_BYTES", 1000)
     with pytest.raises(ValueError, match="take over 1000 bytes; give an image_size"):
         load(write_zip(tmp_path / "a.zip", tree()))
 

@@ -10,7 +10,7 @@ import time
 import pytest
 
 from tests.conftest import ROOT, cell, chapter, write_notebook
-from tools import chapters, execute, script
+from tools import chapters, plan, script
 
 
 def run(root, *arguments, profile="smoke"):
@@ -99,13 +99,13 @@ def alive(pid):
 def test_an_undeclared_parameter_or_a_wrong_type_is_refused_naming_the_declared_ones(book, setting, words):
     root = book(one=["1"])
     with pytest.raises(ValueError, match=words) as refused:
-        execute.plan(root, [], "smoke", [setting])
+        plan.plan(root, [], "smoke", [setting])
     assert "seeds (int), rate (float), name (str), sizes (list[int])" in str(refused.value)
 
 
 def test_values_of_the_declared_types_are_accepted_as_papermill_will_pass_them(book):
     pairs = [("seeds", "5"), ("rate", "1"), ("name", "12"), ("sizes", "[3, 4]")]
-    (job,) = execute.plan(book(one=["1"]), ["chapters/one.ipynb"], "smoke", pairs)
+    (job,) = plan.plan(book(one=["1"]), ["chapters/one.ipynb"], "smoke", pairs)
     assert job.parameters == {"seeds": 5, "rate": 1, "name": "12", "sizes": [3, 4]}
 
 
@@ -113,11 +113,11 @@ def test_an_unknown_chapter_or_profile_is_refused_naming_those_there_are(book):
     root = book(one=["1"], two=["2"])
     (root / "profiles" / "full").mkdir(parents=True)
     with pytest.raises(ValueError, match="'three'.*one, two"):
-        execute.plan(root, ["three"], "smoke", [])
+        plan.plan(root, ["three"], "smoke", [])
     with pytest.raises(ValueError, match="'ful'.*smoke, full"):
-        execute.plan(root, [], "ful", [])
+        plan.plan(root, [], "ful", [])
     with pytest.raises(ValueError, match="no file for chapter 'one'"):
-        execute.plan(root, [], "full", [])
+        plan.plan(root, [], "full", [])
     assert run(root, "three").returncode == 2
 
 
@@ -127,10 +127,10 @@ def test_a_profile_sets_parameters_and_where_records_go(book):
     write_notebook(source, [cell('seeds: int = 3  # n\nrecords_to: str = ""  # folder', "parameters", "parameters")])
     (root / "profiles" / "full").mkdir(parents=True)
     (root / "profiles" / "full" / "one.yml").write_text("seeds: 5  # published\n")
-    (job,) = execute.plan(root, [], "full", [])
+    (job,) = plan.plan(root, [], "full", [])
     assert job.parameters == {"seeds": 5, "records_to": str(root / "records")}
-    assert execute.plan(root, [], "full", [], records=False)[0].parameters == {"seeds": 5}
-    assert execute.plan(root, [], "full", [("records_to", "")])[0].parameters["records_to"] == ""
+    assert plan.plan(root, [], "full", [], records=False)[0].parameters == {"seeds": 5}
+    assert plan.plan(root, [], "full", [("records_to", "")])[0].parameters["records_to"] == ""
 
 
 def test_the_key_covers_code_library_claims_records_parameters_and_the_data_named_but_not_prose(book, tmp_path):
@@ -139,8 +139,8 @@ def test_the_key_covers_code_library_claims_records_parameters_and_the_data_name
     data.mkdir()
 
     def key(settings=(("name", str(data)),)):
-        (job,) = execute.plan(root, [], "smoke", list(settings))
-        return execute.ingredients_of(job, root, "smoke")
+        (job,) = plan.plan(root, [], "smoke", list(settings))
+        return plan.ingredients_of(job, root, "smoke")
 
     def changed_by(action):
         before = key()
@@ -158,6 +158,12 @@ def test_the_key_covers_code_library_claims_records_parameters_and_the_data_name
     assert changed_by(lambda: (root / "claims.yml").write_text("[{}]\n")) == ["claims"]
     assert changed_by(lambda: (records / "a.full.json").write_text("{}")) == ["records"]
     assert changed_by(lambda: (data / "new.png").write_text("")) == ["data"]
+    (data / "cats").mkdir()
+    assert changed_by(lambda: (data / "cats" / "1.png").write_text("a")) == [
+        "data"
+    ]  # which leaves the folder's own time
+    assert changed_by(lambda: (data / "cats" / "1.png").write_text("ab")) == ["data"]
+    assert changed_by((data / "cats" / "1.png").unlink) == ["data"]
     assert key()["parameters"] != key([("seeds", "4")])["parameters"]
 
 
@@ -169,8 +175,8 @@ def test_what_a_chapter_records_itself_does_not_outdate_it_but_outdates_the_chap
     (root / "records" / "one").mkdir(parents=True)
 
     def keys():
-        jobs = [execute.Job(root / "chapters" / f"{name}.ipynb", root / name, {}) for name in ("one", "ledger")]
-        return [execute.ingredients_of(job, root, "full")["records"] for job in jobs]
+        jobs = [plan.Job(root / "chapters" / f"{name}.ipynb", root / name, {}) for name in ("one", "ledger")]
+        return [plan.ingredients_of(job, root, "full")["records"] for job in jobs]
 
     one, ledger = keys()
     (root / "records" / "one" / "a.full.json").write_text("{}")
@@ -232,3 +238,19 @@ def test_a_script_names_the_cell_that_failed_and_refuses_bad_parameters(tmp_path
     assert "in cell 'work-0' (2 of 2)" in printed
     assert script.main([str(path), "-p", "seed", "1"]) == 2
     assert "no parameter 'seed'" in capsys.readouterr().err
+
+
+def test_paths_of_a_command_line_are_relative_to_where_the_user_stands(tmp_path, monkeypatch):
+    source = 'dataset: str = "digits"\nrecords_to: str = ""'
+    known = chapters.declared({"cells": [cell(source, "parameters", "parameters")]})
+    monkeypatch.chdir(tmp_path)
+    for name in ("pictures.zip", "digits"):
+        (tmp_path / name).write_text("")
+    parse = lambda **values: chapters.parse_settings(list(values.items()), known)  # noqa: E731
+    whole = {"dataset": str(tmp_path / "pictures.zip"), "records_to": str(tmp_path / "mine")}
+    assert (
+        parse(dataset="pictures.zip", records_to="mine") == parse(dataset="./pictures.zip", records_to="mine") == whole
+    )
+    assert parse(dataset="digits", records_to="") == {"dataset": "digits", "records_to": ""}
+    assert parse(dataset="./digits")["dataset"] == str(tmp_path / "digits"), "the file, and not the known data"
+    assert parse(dataset="cifar10")["dataset"] == "cifar10"

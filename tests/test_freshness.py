@@ -117,7 +117,7 @@ def test_what_is_renamed_or_taken_away_is_named(library):
 
 def test_networks_and_training_reach_their_blocks_and_augmentation_and_no_page():
     found = set(freshness.code_of(resnets.resnet_cifar)) | set(freshness.code_of(train.fit))
-    assert {"blocks.BLOCKS['basic']", "blocks.BasicBlock", "train.lr_at", "augment.random_crop"} <= found
+    assert {"blocks.BLOCKS['basic']", "blocks.BasicBlock", "train.lr_at", "ceilings.choose_precision"} <= found
     assert not [name for name in found if name.partition(".")[0] in freshness.OUTSIDE]
 
 

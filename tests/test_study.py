@@ -80,7 +80,7 @@ def test_two_experiments_that_share_a_run_make_it_once_and_keep_their_own_rows()
 def test_a_record_grows_by_the_seeds_it_lacks_and_says_where_each_row_was_made(tmp_path, monkeypatch):
     folder = str(tmp_path / "out")
     before = open_study(records_to=folder).measure(SIZE)
-    monkeypatch.setattr(study.precision, "describe", lambda device: {"device": "cuda", "name": "a GPU"})
+    monkeypatch.setattr(study.devices, "describe", lambda device: {"device": "cuda", "name": "a GPU"})
     rows = open_study(records_to=folder, seeds=3).measure(SIZE)
     assert CALLS[4:] == [("tall", 2), ("short", 2)]
     (record,) = records.published(folder=folder)
@@ -93,7 +93,7 @@ def test_a_record_grows_by_the_seeds_it_lacks_and_says_where_each_row_was_made(t
 def test_times_do_not_grow_on_another_device(tmp_path, monkeypatch):
     folder, timed = str(tmp_path / "out"), replace(SIZE, timed=True)
     open_study([timed], records_to=folder).measure(timed)
-    monkeypatch.setattr(study.precision, "describe", lambda device: {"device": "cuda", "name": "a GPU"})
+    monkeypatch.setattr(study.devices, "describe", lambda device: {"device": "cuda", "name": "a GPU"})
     open_study([timed], records_to=folder, seeds=3).measure(timed)
     assert len(CALLS) == 4 + 6 and len(records.published(folder=folder)) == 2
 

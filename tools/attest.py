@@ -107,7 +107,7 @@ def difference(record, before: dict[str, list[dict]], after: list[dict]) -> str:
 
 def attest(chapter: str, log=print) -> list[dict]:
     """Attest what can be attested of a chapter's published records; a row each says how it went."""
-    from resnet_lib import freshness, precision, records
+    from resnet_lib import freshness, records
 
     experiments = {experiment.name: experiment for experiment in measure.experiments_of(chapter)}
     found, table, runs, today = records.published(chapter), [], {}, {}
@@ -129,7 +129,7 @@ def attest(chapter: str, log=print) -> list[dict]:
             try:
                 if commit not in runs:
                     log(f"{chapter}: running the code of {commit} and of today …")
-                    runs[commit] = both(folder, chapter, commit, tuple(experiments.values()), precision, today)
+                    runs[commit] = both(folder, chapter, commit, tuple(experiments.values()), today)
                 before, after = runs[commit]
                 why = difference(record, before, after.get(record.experiment, []))
             except RuntimeError as error:
@@ -142,10 +142,10 @@ def attest(chapter: str, log=print) -> list[dict]:
     return table
 
 
-def both(
-    folder: Path, chapter: str, commit: str, experiments: tuple, precision, today: dict[str, dict]
-) -> tuple[dict, dict]:
+def both(folder: Path, chapter: str, commit: str, experiments: tuple, today: dict[str, dict]) -> tuple[dict, dict]:
     """The tiny rows by the code of a commit and by that of today, which are made once for each number format."""
+    from resnet_lib import devices, precision
+
     tree = folder / commit
     done = subprocess.run(
         ["git", "worktree", "add", "--detach", str(tree), commit], cwd=ROOT, capture_output=True, text=True
@@ -156,7 +156,7 @@ def both(
         values = tiny(experiments)
         # before a chapter had this parameter, it trained in what the instruction set names
         has_format = "number_format" in declared(read(tree / "chapters" / f"{chapter}.ipynb"))
-        auto = precision.choose_precision("auto", precision.choose_device("cpu"))
+        auto = precision.reported(devices.choose("cpu"))
         values["number_format"] = "fp32" if has_format else auto
         before = rows_at(tree, chapter, values, folder / f"{commit}-before")
         form = values["number_format"]

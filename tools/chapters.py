@@ -1,13 +1,14 @@
 """What every tool asks of a chapter, with the standard library alone: cells, parameters, profiles."""
 
 import json
+import os
 import re
 from pathlib import Path
 
-from resnet_lib import parameters
-from resnet_lib.parameters import Parameter
+from resnet_lib.parameters import Parameter, declared_in, type_problem
 
 ROOT = Path(__file__).resolve().parents[1]
+declared = declared_in  # of a notebook as `read` gives it
 
 
 def toc_pages(root: Path = ROOT) -> list[Path]:
@@ -61,18 +62,11 @@ def tags(cell: dict) -> list[str]:
     return cell.get("metadata", {}).get("tags", [])
 
 
-def declared(notebook: dict) -> dict[str, Parameter]:
-    """The parameters that the cell tagged `parameters` declares, by name, in order."""
-    source = next((cell["source"] for cell in code_cells(notebook) if "parameters" in tags(cell)), "")
-    return parameters.declared(source)
-
-
 def check(values: dict, known: dict[str, Parameter], chapter: str) -> None:
     """Refuse a value for an undeclared parameter, or one of the wrong type, naming the declared ones."""
     problems = [f"it has no parameter {name!r}" for name in values if name not in known]
     problems += filter(
-        None,
-        (parameters.type_problem(name, values[name], p.kind) for name, p in known.items() if name in values and p.kind),
+        None, (type_problem(name, values[name], p.kind) for name, p in known.items() if name in values and p.kind)
     )
     if problems:
         listing = ", ".join(f"{p.name} ({p.kind or 'any'})" for p in known.values()) or "none"
@@ -128,5 +122,17 @@ def read_profile(path: Path) -> dict:
 
 
 def parse_settings(pairs: list[tuple[str, str]], known: dict[str, Parameter]) -> dict:
-    """Values given on a command line; what is declared a string is taken as it stands."""
-    return {name: text if name in known and known[name].kind == "str" else scalar(text) for name, text in pairs}
+    """Values given on a command line; what is declared a string is taken as it stands.
+
+    A path is relative to where the user stands: a kernel runs in its chapter's folder.
+    """
+    values = {name: text if name in known and known[name].kind == "str" else scalar(text) for name, text in pairs}
+    if values.get("records_to"):
+        values["records_to"] = os.path.abspath(os.path.expanduser(values["records_to"]))
+    dataset = values.get("dataset")
+    if isinstance(dataset, str) and os.path.exists(os.path.expanduser(dataset)):
+        from resnet_lib.data import KNOWN  # which win over a file of that name
+
+        if dataset not in KNOWN:
+            values["dataset"] = os.path.abspath(os.path.expanduser(dataset))
+    return values

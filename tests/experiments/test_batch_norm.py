@@ -125,7 +125,11 @@ def test_networks_that_cannot_be_made_are_refused(values):
 
 @pytest.mark.parametrize("held", [True, False])
 def test_held_weights_are_scaled_back_to_their_first_lengths_before_every_step_and_others_are_not(held):
-    model, images, task = net().train(), torch.randn(4, 1, 8, 8), trainings.remembering([], held)
+    model, images, task = (
+        net().train(),
+        torch.randn(4, 1, 8, 8),
+        trainings.holding_lengths() if held else train.classification(),
+    )
     first = torch.stack(trainings.weight_lengths(model))
     for factor in (1, 3):
         with torch.no_grad():
@@ -143,14 +147,6 @@ def test_a_fitted_arm_comes_with_a_loss_for_every_step_and_the_network_as_it_was
         with train.seeded(0):
             assert torch.equal(fresh.fc.weight, networks.network(s, **networks.ARMS[arm]).fc.weight)
         assert not torch.equal(fresh.fc.weight, model.fc.weight)
-
-
-def test_losses_are_remembered_in_training_only():
-    losses, images = [], torch.randn(4, 1, 8, 8)
-    task = trainings.remembering(losses, held=False)
-    task(net().train(), images, torch.arange(4), None)
-    task(net().eval(), images, torch.arange(4), None)
-    assert len(losses) == 1
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from torch import nn
 from resnet_lib import blocks, data, probes, resnets, stats, train
 from resnet_lib.experiments import resnet
 from resnet_lib.experiments.resnet import depth, forms, inference, learnt, networks, tricks, units, whole
+from resnet_lib.study import Settings
 from tests.experiments.conftest import settings
 
 SEEDS = (0, 1, 2)
@@ -311,7 +312,7 @@ def test_settings_that_leave_nothing_to_judge_are_refused(experiment, changes, w
 
 def test_the_target_is_four_fifths_of_the_loss_of_guessing():
     assert forms.target_loss(settings(facts={"classes": 10})) == pytest.approx(0.8 * math.log(10))
-    assert forms.guessing(settings(facts={"classes": 4})) == 0.75
+    assert settings(facts={"classes": 4}).chance_error == 0.75
 
 
 # --- the parts of runs that decide verdicts ---
@@ -333,8 +334,8 @@ def made_up_pictures(count=24, side=8, classes=3):
 
 def while_measuring(pictures=None, **values):
     pictures = pictures or made_up_pictures()
-    defaults = {"batch_size": 8, "learning_rate": 0.05, "number_format": "fp32", "device": CPU}
-    return SimpleNamespace(**defaults | values, pictures=pictures, facts=pictures.about())
+    defaults = {"batch_size": 8, "learning_rate": 0.05, "number_format": "fp32"}
+    return Settings("test", defaults | values, pictures=pictures, device=CPU, facts=pictures.about())
 
 
 def test_a_formula_is_refuted_by_a_block_in_another_order_and_by_norms_that_do_something():
@@ -468,7 +469,7 @@ def test_theory_closes_the_channels_whose_mean_lies_far_from_zero():
 
 def test_losses_are_remembered_while_training_alone():
     losses, model = [], nn.Sequential(nn.Flatten(), nn.Linear(12, 3))
-    task = forms.remembering(losses)
+    task = train.recording(train.classification(), losses)
     images, labels = torch.randn(6, 3, 2, 2), torch.arange(6) % 3
     task(model.train(), images, labels, None)
     task(model.eval(), images, labels, None)
@@ -479,10 +480,10 @@ def test_losses_are_remembered_while_training_alone():
 def test_a_run_that_diverges_counts_as_guessing_in_validation_and_test(monkeypatch):
     s = while_measuring(form_depth=20, form_epochs=1)
 
-    def fit(make, pictures, config, *, seeds, task, on_divergence, progress):
-        assert config.learning_rate == 0.5 and seeds == [4] and on_divergence == "record"
+    def fit(make, pictures, config, *, seed, task, on_divergence, progress):
+        assert config.learning_rate == 0.5 and seed == 4 and on_divergence == "record"
         task(make().train(), *train.Batches(pictures, pictures.train, config, CPU).first(), None)
-        return SimpleNamespace(models=[make()], rows=[{"diverged": True}])
+        return SimpleNamespace(model=make(), rows=[{"diverged": True}])
 
     monkeypatch.setattr(train, "fit", fit)
     rows = forms.forms(s, "original", 0.5, 4)
@@ -566,10 +567,10 @@ def recipe_of(monkeypatch, trick):
     """The training, the network and the loss with which a recipe trains."""
     s, used = while_measuring(made_up_pictures(160), trick_depth=8, trick_epochs=2), {}
 
-    def fit(make, pictures, config, *, seeds, task, progress):
+    def fit(make, pictures, config, *, seed, task, progress):
         with train.seeded(0):
             used.update(config=config, model=make(), task=task)
-        return SimpleNamespace(models=[used["model"]], rows=[{"train_loss": 1.0, "time_s": 1.0}])
+        return SimpleNamespace(model=used["model"], rows=[{"train_loss": 1.0, "time_s": 1.0}])
 
     monkeypatch.setattr(train, "fit", fit)
     monkeypatch.setattr(tricks, "judge", lambda s, model: {"test_error": 0.25})
@@ -676,12 +677,12 @@ def test_what_was_learnt_is_compared_with_the_weights_that_training_began_with(m
     monkeypatch.setattr(learnt, "probe", lambda s, model, state: seen.append((state, model)) or [])
     monkeypatch.setattr(learnt, "activation_maps", lambda s, model, seed: [])
 
-    def fit(make, pictures, config, *, seeds, progress):
-        with train.seeded(seeds[0]):
+    def fit(make, pictures, config, *, seed, progress):
+        with train.seeded(seed):
             model = make()
         started.append(model.conv1.weight.detach().clone())
         nn.init.zeros_(model.conv1.weight)
-        return SimpleNamespace(models=[model], rows=[])
+        return SimpleNamespace(model=model, rows=[])
 
     monkeypatch.setattr(train, "fit", fit)
     learnt.learnt(while_measuring(form_depth=8, probe_epochs=1), 3)

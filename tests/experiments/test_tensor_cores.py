@@ -197,7 +197,7 @@ def test_on_a_cpu_no_number_stands_under_a_tensor_cores_name():
 def test_a_wrong_result_has_no_gain_and_no_ceiling():
     rows = formats_here("cuda") + large_and_small(error=1.0)
     assert "bf16_large" not in throughput.estimates(rows, RULES)
-    assert throughput.ceilings(rows) == {"fp32": 40, "bf16": 100}, "its right convolutions count"
+    assert throughput.peaks(rows) == {"fp32": 40, "bf16": 100}, "its right convolutions count"
 
 
 def test_a_large_product_that_is_not_of_side_8192_decides_no_rule():
@@ -386,7 +386,7 @@ def test_the_choice_by_what_is_reported_is_right_where_its_rung_is_faster_and_wr
         {"rung": "bf16", "times_s": [t, t, t]},
     ]
     assert ": right." in ladder.judged(rows(0.5)) and ": wrong." in ladder.judged(rows(2.0))
-    assert "neither clearly" in ladder.judged(rows(1.0)) and "quickest`, is fp32" in ladder.judged(rows(1.0))
+    assert "neither clearly" in ladder.judged(rows(1.0)) and "measures, and takes fp32" in ladder.judged(rows(1.0))
     rows = [{"rung": "fp32", "times_s": [1.0, 1.0], "reported_choice": "fp32"}]
     assert "baseline itself" in ladder.judged(rows)
 
@@ -578,7 +578,7 @@ def test_settings_that_leave_nothing_to_compare_are_refused(experiment, changes,
 
 
 def test_only_a_large_product_that_a_cpu_would_take_too_long_for_is_left_out(monkeypatch):
-    from resnet_lib import precision
+    from resnet_lib import ceilings
     from resnet_lib.experiments.tensor_cores import throughput
 
     asked = []
@@ -587,7 +587,7 @@ def test_only_a_large_product_that_a_cpu_would_take_too_long_for_is_left_out(mon
         asked.append(side)
         return {"time_s": 1.0 if form == "fp8" else 1e-6}
 
-    monkeypatch.setattr(precision, "matmul", slow)
+    monkeypatch.setattr(ceilings, "matmul", slow)
     cpu, gpu = torch.device("cpu"), torch.device("cuda")
     assert throughput.too_slow(128, "fp8", cpu) == throughput.too_slow(8192, "fp8", gpu) == 0 and asked == []
     assert throughput.too_slow(256, "fp8", cpu) == 64 and throughput.too_slow(256, "fp32", cpu) == 0

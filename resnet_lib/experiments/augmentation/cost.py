@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torchvision.transforms import v2
 
-from resnet_lib import augment, bench, data, precision, resnets, stats, train
+from resnet_lib import augment, bench, ceilings, data, precision, resnets, stats, train
 from resnet_lib.experiments.augmentation.learning import ALL_FIVE, BASE
 from resnet_lib.experiments.augmentation.recipes import Augmented, Standardised, in_unit_range, reach_of
 from resnet_lib.study import Experiment
@@ -21,7 +21,7 @@ def step_of(s, depth: int, images, labels, config):
         model = Standardised(s.pictures, depth, s.width)
     model = model.to(s.device, memory_format=torch.channels_last).train()
     optimizer = train.make_optimizer(model, config)
-    dtype = precision.choose_precision(s.number_format, s.device)
+    dtype = ceilings.choose_precision(s.number_format, s.device)
 
     def step():
         with precision.autocast(dtype, s.device):

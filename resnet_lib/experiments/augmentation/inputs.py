@@ -30,12 +30,12 @@ def inputs(s, form: str, norm: str, rate: float, seed: int) -> list[dict]:
     """Validation error and accuracy of a network trained on one form of input; a run that diverged counts as guessing."""
     dataset, config = as_input(s.pictures, form), training(s, epochs=s.input_epochs, learning_rate=rate)
     make = lambda: network(s.pictures, s.depth, s.width, norm=norm)  # noqa: E731
-    made = train.fit(make, dataset, config, seeds=[seed], on_divergence="record", progress=False)
+    made = train.fit(make, dataset, config, seed=seed, on_divergence="record", progress=False)
     last, chance = made.rows[-1], 1 - 1 / s.facts["classes"]
     row = {"diverged": last["diverged"], "val_error": chance, "accuracy": 1 - chance}
     row |= {"train_error": last.get("train_error", chance)}
     if not last["diverged"]:
-        model = train.settle(made.models[0], train.Batches(dataset, dataset.train, config, s.device))
+        model = train.settle(made.model, train.Batches(dataset, dataset.train, config, s.device))
         error = lambda split: train.evaluate(model, dataset, split, config)["error"]  # noqa: E731
         row |= {"val_error": error(dataset.val), "accuracy": 1 - error(dataset.test)}
         row["val_error_running"] = last["val_error"]

@@ -123,11 +123,11 @@ def fitted(
         lambda: Standardised(dataset, depth, width),
         in_unit_range(dataset),
         config,
-        seeds=[seed],
+        seed=seed,
         task=task,
         progress=False,
     )
-    return made.models[0], made.rows[-1]
+    return made.model, made.rows[-1]
 
 
 def accuracy(model: nn.Module, dataset: data.Dataset, split: data.Split, config: train.TrainConfig) -> float:

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from resnet_lib import data, page, plots, resnets, stats, train
-from resnet_lib.experiments.batch_norm.networks import guessing, network, refuse_networks, training
+from resnet_lib.experiments.batch_norm.networks import network, refuse_networks, training
 from resnet_lib.study import Experiment
 
 KINDS = {
@@ -53,11 +53,11 @@ def accuracy_at(s, kind: str, norm: str, size: int, whole: bool, rate: float, se
         schedule="one_cycle",
     )
     make = lambda: network_of(s, kind, norm)
-    fitted = train.fit(make, few, config, seeds=[seed], on_divergence="record", progress=False)
+    fitted = train.fit(make, few, config, seed=seed, on_divergence="record", progress=False)
     last = fitted.rows[-1]
     if last["diverged"]:
-        return [{"val_error": guessing(s), "accuracy": 1 - guessing(s), "diverged": True}]
-    error = train.evaluate(fitted.models[0], s.pictures, s.pictures.test, config)["error"]
+        return [{"val_error": s.chance_error, "accuracy": 1 - s.chance_error, "diverged": True}]
+    error = train.evaluate(fitted.model, s.pictures, s.pictures.test, config)["error"]
     return [{"val_error": last["val_error"], "accuracy": 1 - error, "diverged": False}]
 
 

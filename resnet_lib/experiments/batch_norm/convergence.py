@@ -8,14 +8,7 @@ import numpy as np
 from resnet_lib import page, plots, stats
 from resnet_lib.experiments.batch_norm.networks import ARMS, COLOURS
 from resnet_lib.experiments.batch_norm.rates import RATES
-from resnet_lib.experiments.batch_norm.trainings import (
-    best_rates,
-    learning_runs,
-    loss_level,
-    of_kind,
-    range_gain,
-    tuning_runs,
-)
+from resnet_lib.experiments.batch_norm.trainings import best_rates, learning_runs, loss_level, range_gain, tuning_runs
 
 LEAST_SPREAD = 1e-4  # below this share of the test pictures nothing can be told apart
 
@@ -41,18 +34,18 @@ def spread_ratio(rows, value: str, a: str, b: str, draws: int = 4000, confidence
 
 
 def estimates(rows, s):
-    runs = of_kind(rows, "run")
+    runs = stats.where(rows, what="run")
     return {
         "step_ratio": stats.paired_ratio(runs, "steps_to_loss", "arm", "none", "batch norm"),
         "spread_ratio": spread_ratio(runs, "accuracy", "none", "batch norm"),
-        "lr_range_gain": range_gain(of_kind(rows, "tuning"), s, "batch norm", "none"),
+        "lr_range_gain": range_gain(stats.where(rows, what="tuning"), s, "batch norm", "none"),
         "accuracy_gain": stats.paired_rows(runs, "accuracy", "arm", "batch norm", "none", unit="accuracy"),
     }
 
 
 def finding(rows, s, e):
     spreads = [
-        stats.interval([r["accuracy"] for r in of_kind(rows, "run") if r["arm"] == arm]).sd
+        stats.interval([r["accuracy"] for r in stats.where(rows, what="run") if r["arm"] == arm]).sd
         for arm in ("none", "batch norm")
     ]
     return (
@@ -66,7 +59,7 @@ def finding(rows, s, e):
 def table(rows, s):
     shown = []
     for arm in ARMS:
-        runs = [r for r in of_kind(rows, "run") if r["arm"] == arm]
+        runs = [r for r in stats.where(rows, what="run") if r["arm"] == arm]
         row = {"arm": arm, "rate": s.best_rates[arm]}
         row |= {name: fmean(r[name] for r in runs) for name in ("steps_to_loss", "time_to_accuracy", "train_loss")}
         reached, arrived = (sum(r[name] for r in runs) for name in ("reached", "arrived"))
@@ -85,7 +78,7 @@ def table(rows, s):
 
 
 def curves(ax, rows, s):
-    plots.lines(ax, of_kind(rows, "curve"), "step", "loss", by="arm", colours=COLOURS)
+    plots.lines(ax, stats.where(rows, what="curve"), "step", "loss", by="arm", colours=COLOURS)
     ax.axhline(loss_level(s), color="grey", linestyle=":", linewidth=1.2)
     ax.set(xlabel="step", ylabel="training loss, nats,\nmean of five steps", yscale="log")
     for axis_format in (ax.yaxis.set_major_formatter, ax.yaxis.set_minor_formatter):
@@ -93,7 +86,7 @@ def curves(ax, rows, s):
 
 
 def steps_of(rows) -> str:
-    found = stats.summarise(of_kind(rows, "run"), "steps_to_loss", ("arm",))
+    found = stats.summarise(stats.where(rows, what="run"), "steps_to_loss", ("arm",))
     return "; ".join(f"{r['mean']:.0f} {r['arm']}" for r in found)
 
 

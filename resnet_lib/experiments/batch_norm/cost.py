@@ -5,10 +5,10 @@ import statistics
 import torch
 import torch.nn.functional as F
 
-from resnet_lib import bench, inference, page, plots, precision, stats, train
+from resnet_lib import bench, ceilings, inference, page, plots, precision, stats, train
 from resnet_lib.experiments.batch_norm.networks import network, training
 from resnet_lib.experiments.batch_norm.rates import RATES
-from resnet_lib.experiments.batch_norm.trainings import best_rates, learning, learning_runs, of_kind
+from resnet_lib.experiments.batch_norm.trainings import best_rates, learning, learning_runs
 from resnet_lib.study import Experiment
 
 NUMBER = 10  # calls in each timing
@@ -20,7 +20,7 @@ def step_of(s, norm: str, images, labels):
     with train.seeded(0):
         model = network(s, norm).to(s.device, memory_format=torch.channels_last).train()
     optimizer = train.make_optimizer(model, training(s, s.batch_size))
-    dtype = precision.choose_precision(s.number_format, s.device)
+    dtype = ceilings.choose_precision(s.number_format, s.device)
 
     def step():
         optimizer.zero_grad(set_to_none=True)
@@ -48,7 +48,7 @@ def times(s, number: int) -> list[dict]:
         nets = {
             norm: network(s, norm).to(s.device, memory_format=torch.channels_last).eval() for norm in ("none", "batch")
         }
-    nets = {"none": nets["none"], "unfolded": nets["batch"], "folded": inference.folded(nets["batch"])}
+    nets = {"none": nets["none"], "unfolded": nets["batch"], "folded": inference.folded(nets["batch"], images)}
     answers = {name: answer_of(net, images) for name, net in nets.items()}
     rows = []
     for what, variants in (("step", calls), ("answer", answers)):
@@ -72,7 +72,7 @@ def runs(s):
 
 def slower(rows, what: str, variant: str, reference: str = "none") -> stats.Estimate:
     """Time over the reference's, minus 1, round by round."""
-    return stats.paired_change(of_kind(rows, what), "time_s", "variant", variant, reference, pair=("round",))
+    return stats.paired_change(stats.where(rows, what=what), "time_s", "variant", variant, reference, pair=("round",))
 
 
 def estimates(rows, s):
@@ -81,7 +81,7 @@ def estimates(rows, s):
         "inference_time_change": slower(rows, "answer", "folded"),
         "unfolded_time_change": slower(rows, "answer", "unfolded"),
         "folding_change": slower(rows, "answer", "folded", "unfolded"),
-        "time_to_accuracy_ratio": stats.paired_ratio(of_kind(rows, "run"), "time_to_accuracy", "arm", *ARMS),
+        "time_to_accuracy_ratio": stats.paired_ratio(stats.where(rows, what="run"), "time_to_accuracy", "arm", *ARMS),
     }
 
 
@@ -98,7 +98,7 @@ def finding(rows, s, e):
 def table(rows, s):
     shown = []
     for what, variant in dict.fromkeys((r["what"], r["variant"]) for r in rows if "variant" in r):
-        taken = [r["time_s"] * 1000 for r in of_kind(rows, what) if r["variant"] == variant]
+        taken = [r["time_s"] * 1000 for r in stats.where(rows, what=what) if r["variant"] == variant]
         row = {
             "what": what,
             "variant": variant,
@@ -124,7 +124,7 @@ def draw(rows, s):
     relative = [r | {"change": r["time_s"] / base[r["what"], r["round"]] - 1} for r in rows if r["variant"] != "none"]
     with plots.figure(1, 2, width=8.4, height=2.7) as (_, axes):
         for ax, (what, title) in zip(axes, {"step": "a training step", "answer": "an answer"}.items(), strict=True):
-            own = of_kind(relative, what)
+            own = stats.where(relative, what=what)
             plots.dots(ax, own, "variant", "change", by="what", colours={what: plots.BLUE}, join=False)
             ax.axhline(0, color="grey", linestyle=":", linewidth=1.2)
             ax.set(title=title, xlim=(-0.5, len({r["variant"] for r in own}) - 0.5))

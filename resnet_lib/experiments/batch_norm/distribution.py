@@ -11,7 +11,6 @@ from resnet_lib.experiments.batch_norm.trainings import (
     at_rate_without,
     best_rates,
     learning_runs,
-    of_kind,
     reduction,
     seed_means,
     watched_runs,
@@ -102,7 +101,7 @@ def gradient_finding(rows, s, e):
 
 
 def draw_gradients(rows, s):
-    own = [r for r in at_own_rates(of_kind(rows, "size"), s) if r["arm"] in SHOWN]
+    own = [r for r in at_own_rates(stats.where(rows, what="size"), s) if r["arm"] in SHOWN]
     layers = sorted({r["layer"] for r in own})
     means = [m | {"layer": k} for k in layers for m in seed_means([r for r in own if r["layer"] == k], "weights")]
     with plots.figure(width=8.4, height=2.1) as (_, ax):

@@ -107,11 +107,6 @@ def training(s, batch_size: int, **changes) -> train.TrainConfig:
     return train.TrainConfig(batch_size=batch_size, **options | changes)
 
 
-def guessing(s) -> float:
-    """The error of naming a class at random."""
-    return 1 - 1 / s.facts["classes"]
-
-
 def refuse_networks(s) -> None:
     """Refuse at once sizes of which no network of three stages and groups of eight channels can be made."""
     if s.layers < 3 or s.width < 8 or s.width % 8:

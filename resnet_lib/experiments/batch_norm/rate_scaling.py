@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from resnet_lib import stats
 from resnet_lib.experiments.batch_norm.rates import RATES
-from resnet_lib.experiments.batch_norm.trainings import best_rates, learning_runs, of_kind, range_gain, tuning_runs
+from resnet_lib.experiments.batch_norm.trainings import best_rates, learning_runs, range_gain, tuning_runs
 
 
 def growth_of(rows, s, arm: str) -> list[float]:
@@ -15,7 +15,7 @@ def growth_of(rows, s, arm: str) -> list[float]:
 
 
 def estimates(rows, s):
-    tuned, runs = of_kind(rows, "tuning"), of_kind(rows, "run")
+    tuned, runs = stats.where(rows, what="tuning"), stats.where(rows, what="run")
     grown = growth_of(tuned, s, "batch norm")
     found = {
         "held_range_loss": range_gain(tuned, s, "batch norm", "batch norm, held"),
@@ -25,7 +25,7 @@ def estimates(rows, s):
 
 
 def notes(rows, s):
-    if len(growth_of(of_kind(rows, "tuning"), s, "batch norm")) > 1:
+    if len(growth_of(stats.where(rows, what="tuning"), s, "batch norm")) > 1:
         return []
     return ["rate_scaling/growth: fewer than two trainings with batch norm ended with weights of a finite length"]
 

@@ -5,7 +5,7 @@ import math
 from statistics import fmean
 
 from resnet_lib import plots, stats
-from resnet_lib.experiments.batch_norm.networks import ARMS, COLOURS, guessing
+from resnet_lib.experiments.batch_norm.networks import ARMS, COLOURS
 from resnet_lib.experiments.batch_norm.trainings import (
     SETTINGS,
     TINY,
@@ -52,7 +52,7 @@ def draw(rows, s):
     with plots.figure(1, 2, width=8.4, height=2.8) as (figure, axes):
         plots.lines(axes[0], rows, "rate", "train_error", by="arm", colours=COLOURS, marker=True)
         plots.lines(axes[1], grown, "rate", "growth", by="arm", colours=COLOURS, marker=True)
-        axes[0].axhline(guessing(s), color="grey", linestyle=":", linewidth=1)
+        axes[0].axhline(s.chance_error, color="grey", linestyle=":", linewidth=1)
         axes[0].set(xscale="log", ylabel="training error", ylim=(0, 1), xlabel="learning rate, constant")
         figure.legend(*axes[0].get_legend_handles_labels(), fontsize=10, ncol=5, loc="outside upper left")
         axes[1].set(xscale="log", yscale="log", ylabel="length² of weights,\nend over start")

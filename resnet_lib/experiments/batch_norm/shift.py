@@ -10,7 +10,6 @@ from resnet_lib.experiments.batch_norm.trainings import (
     at_rate_without,
     best_rates,
     learning_runs,
-    of_kind,
     reduction,
     seed_means,
     watched_runs,
@@ -32,9 +31,12 @@ def lost_share(rows, value: str, control: bool = False) -> stats.Estimate:
 
 
 def estimates(rows, s):
-    runs, own = of_kind(rows, "run"), at_own_rates(rows, s)
-    shifts, turns = seed_means(of_kind(own, "shift"), "shift"), seed_means(of_kind(own, "turn"), "turn")
-    same_rate = seed_means(of_kind(at_rate_without(rows, s), "shift"), "shift")
+    runs, own = stats.where(rows, what="run"), at_own_rates(rows, s)
+    shifts, turns = (
+        seed_means(stats.where(own, what="shift"), "shift"),
+        seed_means(stats.where(own, what="turn"), "turn"),
+    )
+    same_rate = seed_means(stats.where(at_rate_without(rows, s), what="shift"), "shift")
     cost = lambda a, b: stats.paired_rows(runs, "train_loss", "arm", a, b, unit="nats")
     return {
         "reduction": reduction(shifts, "shift", "none", "batch norm"),
@@ -64,12 +66,12 @@ def finding(rows, s, e):
 def draw(rows, s):
     own = at_own_rates(rows, s)
     with plots.figure(width=8.4, height=2.8) as (_, ax):
-        plots.lines(ax, of_kind(own, "shift"), "step", "shift", by="arm", colours=COLOURS)
+        plots.lines(ax, stats.where(own, what="shift"), "step", "shift", by="arm", colours=COLOURS)
         ax.set(xlabel="step of the first epoch", ylabel="shift of inputs, in\nunits of their spread")
         ax.set_yscale("log")
         ax.legend(fontsize=10, ncol=4, loc="lower left", bbox_to_anchor=(0, 1))
     shifts, turns = (
-        "; ".join(f"{r['mean']:.2g} {r['arm']}" for r in stats.summarise(of_kind(own, what), what, ("arm",)))
+        "; ".join(f"{r['mean']:.2g} {r['arm']}" for r in stats.summarise(stats.where(own, what=what), what, ("arm",)))
         for what in ("shift", "turn")
     )
     return (

@@ -10,7 +10,7 @@ from torch import nn
 from resnet_lib import data, page, plots, stats, train
 from resnet_lib.experiments.batch_norm.networks import UPDATE_RATE, Network, network, steps, training
 from resnet_lib.experiments.batch_norm.rates import RATES
-from resnet_lib.experiments.batch_norm.trainings import best_rates, of_kind
+from resnet_lib.experiments.batch_norm.trainings import best_rates
 from resnet_lib.study import Experiment
 
 Statistics = list[tuple[torch.Tensor, torch.Tensor]]  # mean and variance (C,) of each norm's input, first norm first
@@ -246,11 +246,11 @@ def networks_judged(s, rate: float, rate_without: float, seed: int) -> list[dict
 
     schedule = {"epochs": s.long_epochs, "schedule": "one_cycle"}
     config = training(s, s.batch_size, learning_rate=rate, **schedule)
-    fitted = train.fit(make, s.pictures, config, seeds=[seed], progress=False)
-    found, model, running = compared(s, fitted.models[0], kept[0], "long", fitted.rows[-1]["step"])
+    fitted = train.fit(make, s.pictures, config, seed=seed, progress=False)
+    found, model, running = compared(s, fitted.model, kept[0], "long", fitted.rows[-1]["step"])
     rows += found + lost_between(s, model) + on_changed(s, model, running, "batch norm")
     config = training(s, s.batch_size, learning_rate=rate_without, **schedule)
-    plain = train.fit(lambda: network(s, "none"), s.pictures, config, seeds=[seed], progress=False).models[0]
+    plain = train.fit(lambda: network(s, "none"), s.pictures, config, seed=seed, progress=False).model
     return rows + on_changed(s, plain, [], "none")
 
 
@@ -266,14 +266,14 @@ def seed_runs(s) -> list[dict]:
 
 def at_own_rate(rows, what: str, step: int | None = None):
     """Comparisons at PyTorch's own update rate, of the long run or of one step of the short one."""
-    return [r for r in of_kind(rows, what) if r["update_rate"] == UPDATE_RATE and step in (None, r["step"])]
+    return [r for r in stats.where(rows, what=what) if r["update_rate"] == UPDATE_RATE and step in (None, r["step"])]
 
 
 def estimates(rows, s):
     short, long = at_own_rate(rows, "short", SHORT), at_own_rate(rows, "long")
     of = lambda own, value, unit: stats.interval([r[value] for r in own], unit=unit)
     return {
-        "training_difference": stats.exact(max(r["difference"] for r in of_kind(rows, "definition"))),
+        "training_difference": stats.exact(max(r["difference"] for r in stats.where(rows, what="definition"))),
         "long_run_difference": of(long, "off", "relative"),
         "short_run_difference": of(short, "off", "relative"),
         "accuracy_change": of(long, "test_change", "accuracy"),
@@ -297,7 +297,7 @@ def finding(rows, s, e):
 
 
 def draw(rows, s):
-    short, averaged = of_kind(rows, "short"), of_kind(rows, "averaged")
+    short, averaged = stats.where(rows, what="short"), stats.where(rows, what="averaged")
     parts = {"all": "all layers", "first": "first layer"}
     layers = [r | {"layers": name, "off": r[part]} for part, name in parts.items() for r in averaged]
     dashed = {"linestyle": "--", "color": "black", "linewidth": 1.2}

@@ -8,7 +8,7 @@ from dataclasses import replace
 import torch
 
 from resnet_lib import probes, stats, train
-from resnet_lib.experiments.batch_norm.networks import ARMS, Network, guessing, network, refuse_networks, training
+from resnet_lib.experiments.batch_norm.networks import ARMS, Network, network, refuse_networks, training
 from resnet_lib.experiments.batch_norm.watching import watched
 from resnet_lib.sweep import conditions
 
@@ -33,20 +33,17 @@ def weight_lengths(model: Network) -> list[torch.Tensor]:
     return [layer.linear.weight.detach().norm() for layer in model.layers]
 
 
-def remembering(losses: list[torch.Tensor], held: bool) -> train.Task:
-    """Classification that keeps each training step's loss; held: the layers' weights keep their first lengths."""
+def holding_lengths() -> train.Task:
+    """Classification in which the layers' weights keep the lengths that they have at first."""
     classify, first = train.classification(), []
 
     def task(model, images, labels, generator):
-        if model.training and held:
+        if model.training:
             first[:] = first or weight_lengths(model)
             with torch.no_grad():
                 for layer, length in zip(model.layers, first, strict=True):
                     layer.linear.weight.mul_(length / layer.linear.weight.norm())
-        measured = classify(model, images, labels, generator)
-        if model.training:
-            losses.append(measured["loss"].detach())
-        return measured
+        return classify(model, images, labels, generator)
 
     return task
 
@@ -60,16 +57,16 @@ def fit_arm(s, arm: str, config: train.TrainConfig, seed: int):
         fresh.append(copy.deepcopy(model))
         return model
 
-    task = remembering(losses, held="held" in arm)
-    fitted = train.fit(make, s.pictures, config, seeds=[seed], task=task, on_divergence="record", progress=False)
-    return fitted.rows, fitted.models[0], torch.stack(losses).cpu(), fresh[0]
+    task = train.recording(holding_lengths() if "held" in arm else train.classification(), losses)
+    fitted = train.fit(make, s.pictures, config, seed=seed, task=task, on_divergence="record", progress=False)
+    return fitted.rows, fitted.model, torch.stack(losses).cpu(), fresh[0]
 
 
 def tuning(s, arm: str, rate: float, seed: int) -> list[dict]:
     """A short training at one rate: whether it trains, its errors, and how the weights' squared length has grown."""
     config = training(s, s.batch_size, epochs=s.tuning_epochs, learning_rate=rate)
     rows, model, _, fresh = fit_arm(s, arm, config, seed)
-    last, worst = rows[-1], guessing(s)
+    last, worst = rows[-1], s.chance_error
     if last["diverged"]:
         return [{"what": "tuning", "trains": False, "train_error": worst, "val_error": worst, "growth": None}]
     ends = [sum(size.item() ** 2 for size in weight_lengths(m)) for m in (fresh, model)]
@@ -116,12 +113,12 @@ def learning(s, arm: str, rate: float, seed: int) -> list[dict]:
     row["steps_to_loss"] = int(below[0]) + WINDOW if len(below) else len(losses)
     row["spread_init"] = unit_spread(fresh, images)
     done = [r for r in rows if not r["diverged"]]
-    accuracy = [1 - guessing(s), *(1 - r["val_error"] for r in done)]
+    accuracy = [1 - s.chance_error, *(1 - r["val_error"] for r in done)]
     seconds = [0.0, *(r["time_s"] for r in done)]
     row["time_to_accuracy"], row["arrived"] = crossing(seconds, accuracy, s.target_accuracy)
     if row["diverged"]:
         worst = math.log(s.facts["classes"])
-        row |= {"train_loss": worst, "quiet_loss": worst, "accuracy": 1 - guessing(s), "spread_trained": None}
+        row |= {"train_loss": worst, "quiet_loss": worst, "accuracy": 1 - s.chance_error, "spread_trained": None}
         row |= {"time_to_accuracy": rows[-1]["time_s"], "arrived": False}
     else:
         row |= {"train_loss": rows[-1]["train_loss"], "spread_trained": unit_spread(model, images)}
@@ -202,10 +199,6 @@ def largest_rates(rows, s):
 def range_gain(rows, s, a: str, b: str) -> stats.Estimate:
     """By how many decades the largest rate that trains is higher in arm a than in arm b."""
     return stats.paired_rows(largest_rates(rows, s), "decades", "arm", a, b, unit="decades")
-
-
-def of_kind(rows, what: str):
-    return [r for r in rows if r["what"] == what]
 
 
 def at_own_rates(rows, s):

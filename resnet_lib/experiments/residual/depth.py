@@ -20,8 +20,8 @@ def some(units: list, count: int = 12) -> dict[int, object]:
 def trained(s, kind: str, depth: int, seed: int) -> list[dict]:
     """Train one network; its curve, and of the deepest what its features tell and what it loses with a unit."""
     config = training(s, epochs=s.epochs, learning_rate=s.learning_rate)
-    fitted = train.fit(lambda: network(s, kind, depth), s.pictures, config, seeds=[seed], progress=False)
-    model, rows = fitted.models[0], [row | {"what": "curve"} for row in fitted.rows]
+    fitted = train.fit(lambda: network(s, kind, depth), s.pictures, config, seed=seed, progress=False)
+    model, rows = fitted.model, [row | {"what": "curve"} for row in fitted.rows]
     rows[-1]["test_error"] = train.evaluate(model, s.pictures, s.pictures.test, config)["error"]
     if depth < max(s.depths):
         return rows

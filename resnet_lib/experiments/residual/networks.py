@@ -20,11 +20,6 @@ def training(s, **changes) -> train.TrainConfig:
     return train.TrainConfig(device=str(s.device), precision=s.number_format, **changes)
 
 
-def guessing(s) -> float:
-    """The error of naming a class at random."""
-    return 1 - 1 / s.facts["classes"]
-
-
 def trained_gradients(s, model: nn.Module, seed: int) -> list[dict]:
     """Activation gradients by unit on the first training batch, in decades over the last unit's."""
     images, labels = train.Batches(s.pictures, s.pictures.train, train.TrainConfig(), s.device).first(seed)

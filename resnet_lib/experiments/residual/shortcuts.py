@@ -18,8 +18,8 @@ def shortcuts(s, option: str, seed: int) -> list[dict]:
     """Train one residual network with one way to pass unequal dimensions."""
     make = lambda: network(s, "residual", s.shortcut_depth, **OPTIONS[option])  # noqa: E731
     config = training(s, epochs=s.shortcut_epochs, learning_rate=s.learning_rate)
-    fitted = train.fit(make, s.pictures, config, seeds=[seed], progress=False)
-    return [fitted.rows[-1] | {"parameters": resnets.count_parameters(fitted.models[0])}]
+    fitted = train.fit(make, s.pictures, config, seed=seed, progress=False)
+    return [fitted.rows[-1] | {"parameters": resnets.count_parameters(fitted.model)}]
 
 
 def unequal_units(s) -> tuple[int, int]:

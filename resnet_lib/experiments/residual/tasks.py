@@ -77,10 +77,10 @@ def tasks(s, task: str, kind: str, seed: int) -> list[dict]:
     inputs, outputs, pooled, objective = heads(s)[task]
     make = lambda: Trunk(inputs, outputs, s.task_units, kind == "residual", pooled)  # noqa: E731
     config = training(s, epochs=s.task_epochs, optimizer="adamw", learning_rate=2e-3)
-    fitted = train.fit(make, s.pictures, config, seeds=[seed], task=objective, progress=False)
+    fitted = train.fit(make, s.pictures, config, seed=seed, task=objective, progress=False)
     rows = [fitted.rows[-1] | {"what": "loss"}]
     if task == "generation" and seed == 0:
-        made = (generate(s, fitted.models[0]).clamp(0, 1) * 255).round().byte().tolist()
+        made = (generate(s, fitted.model).clamp(0, 1) * 255).round().byte().tolist()
         rows.append({"what": "sample", "pictures": made})
     return rows
 

@@ -6,14 +6,7 @@ from dataclasses import replace
 import torch.nn.functional as F
 
 from resnet_lib import plots, probes, stats, train
-from resnet_lib.experiments.residual.networks import (
-    KINDS,
-    guessing,
-    network,
-    refuse_depths,
-    trained_gradients,
-    training,
-)
+from resnet_lib.experiments.residual.networks import KINDS, network, refuse_depths, trained_gradients, training
 from resnet_lib.study import Experiment
 from resnet_lib.sweep import conditions
 
@@ -25,11 +18,11 @@ def tuning(s, norm: str, kind: str, rate: float, seed: int) -> list[dict]:
     """Training error after a short training at one learning rate; a loss that becomes infinite counts as guessing."""
     config = training(s, epochs=s.tuning_epochs, learning_rate=rate)
     make = lambda: network(s, kind, s.tuning_depth, norm=norm)  # noqa: E731
-    fitted = train.fit(make, s.pictures, config, seeds=[seed], on_divergence="record", progress=False)
-    row, model = fitted.rows[-1], fitted.models[0]
+    fitted = train.fit(make, s.pictures, config, seed=seed, on_divergence="record", progress=False)
+    row, model = fitted.rows[-1], fitted.model
     if row["diverged"]:
-        return [{"what": "error", "error": guessing(s), "diverged": True}]
-    rows = [{"what": "error", "error": min(row["train_error"], guessing(s)), "diverged": False}]
+        return [{"what": "error", "error": s.chance_error, "diverged": True}]
+    rows = [{"what": "error", "error": min(row["train_error"], s.chance_error), "diverged": False}]
     rows += trained_gradients(s, model, seed)
     if rate == s.learning_rate and norm == "batch":
         images, labels = train.Batches(s.pictures, s.pictures.train, config, s.device).first(seed)
@@ -47,7 +40,7 @@ def spacing(s) -> float:
 def usable_decades(rows, s):
     """Of one network and seed: its best error, and the decades of rates that train it well, and that train it at all."""
     best = min(r["error"] for r in rows)
-    learns = [r["error"] for r in rows if r["error"] < guessing(s) - TOLERANCE]
+    learns = [r["error"] for r in rows if r["error"] < s.chance_error - TOLERANCE]
     usable = sum(error <= best + TOLERANCE for error in learns)
     return {"best": best, "decades": spacing(s) * usable, "trains": spacing(s) * len(learns)}
 
@@ -82,7 +75,7 @@ def draw(rows, s):
         titles = {"batch": "with batch normalisation", "none": "without"}
         for ax, (norm, title) in zip(axes, titles.items(), strict=True):
             plots.lines(ax, [r for r in rows if r["norm"] == norm], "rate", "error", by="kind", marker=True)
-            ax.axhline(guessing(s), color="grey", linestyle=":", linewidth=1)
+            ax.axhline(s.chance_error, color="grey", linestyle=":", linewidth=1)
             ax.set(title=title, ylabel="training error", xscale="log")
         axes[0].legend()
         axes[1].set_xlabel("learning rate, highest of the schedule")

@@ -26,10 +26,10 @@ from resnet_lib.sweep import conditions
 def stacked(s, depth: int, width: int, epochs: int, seed: int) -> list[dict]:
     """Train one CIFAR ResNet; its stages are width, 2 width and 4 width wide."""
     make = lambda: resnets.resnet_cifar(depth, widths=(width, 2 * width, 4 * width), **cifar(s))
-    fitted = train.fit(make, s.pictures, training(s, epochs=epochs), seeds=[seed], progress=False)
+    fitted = train.fit(make, s.pictures, training(s, epochs=epochs), seed=seed, progress=False)
     last = fitted.rows[-1]
     row = {name: last[name] for name in ("train_loss", "train_error", "time_s")}
-    row |= judge(s, fitted.models[0]) | {"val_error_running": last["val_error"]}
+    row |= judge(s, fitted.model) | {"val_error_running": last["val_error"]}
     return [row | {"what": "run", "accuracy": 1 - row["test_error"]}]
 
 

@@ -91,25 +91,8 @@ def signals(model: resnets.ResNet, images: torch.Tensor, when: str) -> list[dict
     return rows
 
 
-def guessing(s) -> float:
-    return 1 - 1 / s.facts["classes"]
-
-
 def target_loss(s) -> float:
     return TARGET * math.log(s.facts["classes"])
-
-
-def remembering(losses: list[torch.Tensor]) -> train.Task:
-    """The task of classification; each training step's loss is appended to the list."""
-    classify = train.classification()
-
-    def task(model, images, labels, generator):
-        measured = classify(model, images, labels, generator)
-        if model.training:
-            losses.append(measured["loss"].detach())
-        return measured
-
-    return task
 
 
 def steps_to(target: float, losses: list[torch.Tensor]) -> dict:
@@ -128,12 +111,12 @@ def forms(s, form: str, rate: float, seed: int) -> list[dict]:
     images, _ = next(train.Batches(s.pictures, s.pictures.train, config, s.device).in_order(128))
     rows = signals(fresh, images, "init")
     make = lambda: form_network(s, form)
-    task = remembering(losses)
-    fitted = train.fit(make, s.pictures, config, seeds=[seed], task=task, on_divergence="record", progress=False)
-    model, last = fitted.models[0], fitted.rows[-1]
+    task = train.recording(train.classification(), losses)
+    fitted = train.fit(make, s.pictures, config, seed=seed, task=task, on_divergence="record", progress=False)
+    model, last = fitted.model, fitted.rows[-1]
     row = {"what": "run", "diverged": last["diverged"]} | steps_to(target_loss(s), losses)
     if last["diverged"]:
-        worst = guessing(s)
+        worst = s.chance_error
         return [*rows, row | {"train_loss": None, "val_error": worst, "test_error": worst}]
     row |= {name: last[name] for name in ("train_loss", "train_error")} | judge(s, model)
     row["val_error_running"] = last["val_error"]

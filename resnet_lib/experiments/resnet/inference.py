@@ -51,8 +51,8 @@ def kept_accuracy(s, seed: int) -> list[dict]:
     """Test accuracy of one trained network, run in every way."""
     make = lambda: resnets.resnet_cifar(s.inference_depth, **cifar(s))
     config = training(s, epochs=s.inference_epochs)
-    fitted = train.fit(make, s.pictures, config, seeds=[seed], progress=False)
-    model = fitted.models[0].eval().to(memory_format=torch.contiguous_format)
+    fitted = train.fit(make, s.pictures, config, seed=seed, progress=False)
+    model = fitted.model.eval().to(memory_format=torch.contiguous_format)
     tested = s.pictures.test
     shown = list(batches(s, tested).in_order(min(256, len(tested))))
     calibration = batches(s, s.pictures.train).first(seed)[0].contiguous()
@@ -70,7 +70,7 @@ def ways(s, what: str, batch: int = 0, seed: int = 0) -> list[dict]:
 
 
 def timed(rows):
-    return [r for r in rows if r["what"] == "latency"]
+    return stats.where(rows, what="latency")
 
 
 def speedup_of(rows, way, batch, rounds=range(CHOOSING_ROUNDS, INFERENCE_ROUNDS)):

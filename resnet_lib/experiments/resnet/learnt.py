@@ -68,8 +68,8 @@ def learnt(s, seed: int) -> list[dict]:
     source = batches(s, s.pictures.train)
     with train.seeded(seed):
         fresh = train.settle(make().to(s.device), source, SETTLING)
-    fitted = train.fit(make, s.pictures, training(s, epochs=s.probe_epochs), seeds=[seed], progress=False)
-    model = train.settle(fitted.models[0], source, SETTLING)
+    fitted = train.fit(make, s.pictures, training(s, epochs=s.probe_epochs), seed=seed, progress=False)
+    model = train.settle(fitted.model, source, SETTLING)
     return [*probe(s, fresh, "random"), *probe(s, model, "trained"), *activation_maps(s, model, seed)]
 
 

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from resnet_lib import blocks, plots, precision, resnets, stats, train
+from resnet_lib import blocks, ceilings, plots, precision, resnets, stats, train
 
 ROUNDS, COST_BATCH = 3, 8  # repetitions of each timing; pictures in a step whose cost is measured
 SETTLING = 8  # batches over which the norms' statistics are taken anew
@@ -102,7 +102,7 @@ def counted_cost(name: str, make: Callable[[], nn.Module], side: int, channels: 
 
 def step_of(s, model: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> Callable[[], None]:
     """One training step without the optimiser, as a callable to time; in the number format of training."""
-    dtype = precision.choose_precision(s.number_format, s.device)
+    dtype = ceilings.choose_precision(s.number_format, s.device)
 
     def step() -> None:
         model.zero_grad(set_to_none=True)

@@ -96,9 +96,9 @@ def tricks(s, trick: str, seed: int) -> list[dict]:
 
     decay = 0.0 if changes.get("spare_norms") else config.weight_decay
     task = decayed_everywhere(config.label_smoothing, decay)
-    fitted = train.fit(make, s.pictures, config, seeds=[seed], task=task, progress=False)
+    fitted = train.fit(make, s.pictures, config, seed=seed, task=task, progress=False)
     row = {name: fitted.rows[-1][name] for name in ("train_loss", "time_s")}
-    row |= {"parameters": resnets.count_parameters(fitted.models[0])} | judge(s, fitted.models[0])
+    row |= {"parameters": resnets.count_parameters(fitted.model)} | judge(s, fitted.model)
     return [row | {"accuracy": 1 - row["test_error"]}]
 
 

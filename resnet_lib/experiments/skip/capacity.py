@@ -32,7 +32,7 @@ def memorised(s, kind: str, rate: float, seed: int) -> list[dict]:
     make = lambda: nn.Sequential(unet.UNet(body), nn.AdaptiveAvgPool2d(1), nn.Flatten())
     options = {"epochs": s.capacity_epochs, "batch_size": s.batch_size, "optimizer": "adamw", "weight_decay": 0.0}
     config = training(s, learning_rate=rate, **options)
-    fitted = train.fit(make, shuffled, config, seeds=[seed], on_divergence="record", progress=False)
+    fitted = train.fit(make, shuffled, config, seed=seed, on_divergence="record", progress=False)
     row = fitted.rows[-1]
     if row["diverged"]:
         return [{"accuracy": 0.0, "diverged": True}]

@@ -81,7 +81,7 @@ def gan(s, kind: str, seed: int = 0) -> list[dict]:
 
 
 def scores(rows):
-    return [r for r in rows if r["what"] == "score"]
+    return stats.where(rows, what="score")
 
 
 def estimates(rows, s):

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from resnet_lib import data, precision, resnets, stats, train
+from resnet_lib import ceilings, data, precision, resnets, stats, train
 from resnet_lib.experiments.skip.networks import KINDS
 
 COLLAPSED = 0.2  # of the variety of real pictures: below it a generator has collapsed
@@ -41,7 +41,7 @@ def said(logits: torch.Tensor, real: float) -> torch.Tensor:
 
 def play_step(s, maker, critic, adam, images, condition, shown, weight_l1: float) -> torch.Tensor:
     """The discriminator's step, then the generator's; returns their losses."""
-    chosen_format = precision.choose_precision(s.number_format, s.device)
+    chosen_format = ceilings.choose_precision(s.number_format, s.device)
     losses = [torch.zeros((), device=s.device)]
     with precision.autocast(chosen_format, s.device):
         made = maker(condition)
@@ -89,7 +89,7 @@ def trained_judge(pictures: data.Dataset, config: train.TrainConfig, depth: int)
     shape = {"in_channels": pictures.train.images.shape[1], "num_classes": len(pictures.class_names)}
     make = lambda: resnets.resnet_cifar(depth, **shape)
     with torch.enable_grad():  # who asks for it is done with training
-        return train.fit(make, pictures, config, progress=False).models[0].eval()
+        return train.fit(make, pictures, config, progress=False).model.eval()
 
 
 def judge_config(s) -> train.TrainConfig:

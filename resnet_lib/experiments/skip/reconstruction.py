@@ -106,8 +106,8 @@ def reconstruction(s, task: str, arm: str, seed: int) -> list[dict]:
     """Train one U-Net for one task; judge it on the test pictures; of the first seed also five pictures."""
     config = training(s, epochs=s.task_epochs, batch_size=s.batch_size, optimizer="adamw", learning_rate=s.task_rate)
     make = lambda: unet.UNet(replace(shape(s), **(arms(s) | ADDED)[arm]))
-    fitted = train.fit(make, s.pictures, config, seeds=[seed], task=reconstruction_task(task), progress=False)
-    model = fitted.models[0]
+    fitted = train.fit(make, s.pictures, config, seed=seed, task=reconstruction_task(task), progress=False)
+    model = fitted.model
     where = next(model.parameters()).device
     rows = judge(s, model, task, s.pictures.test, config)
     rows[0]["parameters"] = resnets.count_parameters(model)

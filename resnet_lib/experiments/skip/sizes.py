@@ -52,8 +52,8 @@ def with_shortcut(s, how: str) -> resnets.ResNet:
 def sizes(s, how: str, seed: int) -> list[dict]:
     """Errors after training with one kind of shortcut in the halving units."""
     config = training(s, epochs=s.size_epochs)
-    fitted = train.fit(lambda: with_shortcut(s, how), s.pictures, config, seeds=[seed], progress=False)
-    return [fitted.rows[-1] | {"parameters": resnets.count_parameters(fitted.models[0])}]
+    fitted = train.fit(lambda: with_shortcut(s, how), s.pictures, config, seed=seed, progress=False)
+    return [fitted.rows[-1] | {"parameters": resnets.count_parameters(fitted.model)}]
 
 
 def measure_of(how: str) -> str:

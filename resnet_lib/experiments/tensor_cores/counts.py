@@ -1,6 +1,6 @@
 """Multiply-adds of one instruction, by the shapes in the manuals."""
 
-from resnet_lib import page, precision
+from resnet_lib import devices, page
 
 INSTRUCTIONS = {  # name → (format, multiply-adds, what one instruction multiplies, source)
     "AVX2 FMA": ("fp32", 8, "8 lanes", "Intel SDM, VFMADD231PS ymm"),
@@ -20,9 +20,9 @@ FLAGS = {"AVX2 FMA": {"avx2", "fma"}, "AVX-512 FMA": {"avx512f"}}  # as Linux na
 
 def reported() -> list[str]:
     """The counted instructions that this machine's CPU reports."""
-    flags = precision.cpu_flags()
+    flags = devices.cpu_flags()
     found = [name for name, needed in FLAGS.items() if needed <= flags]
-    return found + [name for name in precision.instruction_sets() if name in INSTRUCTIONS]
+    return found + [name for name in devices.instruction_sets() if name in INSTRUCTIONS]
 
 
 def table() -> page.Table:

@@ -2,7 +2,7 @@
 
 import torch
 
-from resnet_lib import page, plots, precision, stats
+from resnet_lib import ceilings, devices, page, plots, stats
 from resnet_lib.experiments.tensor_cores.counts import INSTRUCTIONS, reported
 from resnet_lib.experiments.tensor_cores.formats import refusals
 from resnet_lib.experiments.tensor_cores.rates import faster, refuse_times, slim
@@ -16,8 +16,8 @@ LARGEST = 1024  # larger products take seconds on a CPU
 def on_the_cpu(s, kind: str, side: int = 0, form: str = "", round: int = 0) -> list[dict]:
     """The rate of one product on the CPU, or what the CPU reports of its instructions."""
     if kind == "matmul":
-        return slim([precision.matmul(side, form, CPU, seconds=s.seconds)])
-    return [{"sets": precision.instruction_sets(), "counted": reported(), "refused": refusals(CPU)}]
+        return slim([ceilings.matmul(side, form, CPU, seconds=s.seconds)])
+    return [{"sets": devices.instruction_sets(), "counted": reported(), "refused": refusals(CPU)}]
 
 
 def runs(s):

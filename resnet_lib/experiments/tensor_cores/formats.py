@@ -4,15 +4,15 @@ from functools import cache
 
 import torch
 
-from resnet_lib import precision, stats
+from resnet_lib import ceilings, stats
 
 NEEDED = {"fp16": (7, 0), "int8": (7, 2), "tf32": (8, 0), "bf16": (8, 0), "fp8": (8, 9)}  # compute capability
 
 
 @cache
 def refusals(device: torch.device) -> dict[str, str]:
-    """As `precision.usable`, tried once a process."""
-    return precision.usable(device)
+    """As `ceilings.refusals`, tried once a process."""
+    return ceilings.refusals(device)
 
 
 def running(device: torch.device) -> list[str]:

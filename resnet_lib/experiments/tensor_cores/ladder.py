@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from resnet_lib import bench, page, plots, precision, resnets, stats
+from resnet_lib import bench, ceilings, page, plots, precision, resnets, stats
 from resnet_lib.experiments.tensor_cores.formats import mixed, refusals, slug
 from resnet_lib.experiments.tensor_cores.networks import noise, training_step, whole_network
 from resnet_lib.experiments.tensor_cores.rates import log_axis
@@ -85,12 +85,9 @@ def ladder(s, batch: int) -> list[dict]:
             calls[rung]()
             about["peak"] = torch.cuda.max_memory_allocated(s.device) - before
         rows.append({"rung": rung, "form": known[rung][0], "times_s": row["times_s"]} | about)
-    chosen = {f"{how}_choice": f("auto", s.device) for how, f in CHOICES.items()}
-    rows[0] |= chosen
+    measured = ceilings.choose_precision("auto", s.device)
+    rows[0] |= {"reported_choice": precision.reported(s.device), "measured_choice": measured}
     return rows + [{"rung": rung, "why": why} for rung, why in refused.items() if why]
-
-
-CHOICES = {"reported": precision.choose_precision, "measured": precision.quickest}
 
 
 def runs(s):
@@ -123,16 +120,16 @@ def against_one(gain: stats.Estimate, *words: str) -> str:
 
 
 def judged(rows) -> str:
-    """In words: the format that `precision="auto"` takes by what the device reports, held to the ladder."""
+    """In words: the format that the device's instruction set names, held to the ladder, and what `auto` takes."""
     chosen, gain = rows[0]["reported_choice"], None
     rung = {"fp16": "fp16, loss scaling", "bf16": "bf16"}.get(chosen)
     told = "which is the baseline itself"
     if gain := gains(rows).get(rung):
         word = against_one(gain, "right", "wrong", "neither clearly right nor wrong")
         told = f"which trains {gain} as fast as float32: {word}"
-    quickest = rows[0].get("measured_choice")  # early records do not hold it
-    measured = f" The measured choice, `precision.quickest`, is {quickest}." if quickest else ""
-    return f'By what the device reports, `precision="auto"` takes {chosen} here, {told}.{measured}'
+    measured = rows[0].get("measured_choice")  # early records do not hold it
+    words = f' `precision="auto"` measures, and takes {measured}.' if measured else ""
+    return f"The instruction set names {chosen}, {told}.{words}"
 
 
 def linear_share(rows, s) -> float:

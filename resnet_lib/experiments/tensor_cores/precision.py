@@ -1,13 +1,11 @@
 """Does accuracy survive? The same small network, seeds and schedule in every format, and two controls."""
 
-from dataclasses import replace
 from functools import partial
 
 import torch
 from torch import nn
 
-from resnet_lib import page, plots, stats, train
-from resnet_lib import precision as formats
+from resnet_lib import page, plots, precision, stats, train
 from resnet_lib.experiments.tensor_cores.formats import refusals, slug
 from resnet_lib.experiments.tensor_cores.networks import small_network
 from resnet_lib.study import Experiment
@@ -21,7 +19,7 @@ class Rounded(nn.Module):
     """Rounds to fp8 on the way forward, and lets the gradient pass as if it had not."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        form = formats.FORMATS["fp8"]
+        form = precision.FORMATS["fp8"]
         short = x.detach().clamp(-form.maximum, form.maximum).to(form.dtype).to(x.dtype)
         return x + (short - x.detach())
 
@@ -53,14 +51,15 @@ def accuracy(s, arm: str, seed: int | None = None) -> list[dict]:
     if seed is None:
         return [{"refused": refusals(s.device)[form]}]
     own = train.TrainConfig(
-        epochs=s.accuracy_epochs, batch_size=s.batch_size, learning_rate=s.learning_rate, device=str(s.device)
+        epochs=s.accuracy_epochs,
+        batch_size=s.batch_size,
+        learning_rate=s.learning_rate,
+        precision=form,
+        device=str(s.device),
     )
-    own = replace(own, precision="fp32" if form == "tf32" else form)
-    with formats.number_format(form):  # PyTorch's own default lets convolutions round to TF32
-        fitted = train.fit(
-            partial(make, s), s.pictures, own, seeds=[seed + more], progress=False, on_divergence="record"
-        )
-        error = train.evaluate(fitted.models[0], s.pictures, s.pictures.test, own)["error"]
+    make_own = partial(make, s)
+    fitted = train.fit(make_own, s.pictures, own, seed=seed + more, on_divergence="record", progress=False)
+    error = train.evaluate(fitted.model, s.pictures, s.pictures.test, own)["error"]
     return [{"accuracy": 1 - error, "time_s": fitted.rows[-1]["time_s"]}]
 
 

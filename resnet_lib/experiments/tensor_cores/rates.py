@@ -2,7 +2,7 @@
 
 import math
 
-from resnet_lib import precision, stats
+from resnet_lib import ceilings, stats
 
 
 def slim(rows: list[dict]) -> list[dict]:
@@ -15,7 +15,7 @@ def faster(rows, form: str, reference: str = "fp32", **where) -> stats.Estimate 
     """Rate over the reference's, round by round; None where there is none, or a result was wrong."""
     rows = [r for r in rows if all(r.get(k) == v for k, v in where.items())]
     rows = [r for r in rows if r["form"] in (form, reference)]
-    if form not in {r["form"] for r in rows} or not all(precision.right(r) for r in rows):
+    if form not in {r["form"] for r in rows} or not all(ceilings.is_correct(r) for r in rows):
         return None
     return stats.paired_ratio(rows, "rate", "form", form, reference, pair=("round",))
 

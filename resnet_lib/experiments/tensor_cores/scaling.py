@@ -45,8 +45,8 @@ def backward(s, model: nn.Module, seed: int, form: str, scale: float = 1.0) -> N
 def gradients(s, seed: int) -> list[dict]:
     """Gradients of a trained network by power of two, and the share that each format rounds to zero."""
     config = replace(training(s), epochs=s.accuracy_epochs)
-    fitted = train.fit(lambda: whole_network(s), s.pictures, config, seeds=[seed], progress=False)
-    model, seen, rows = fitted.models[0].train(), [], []
+    fitted = train.fit(lambda: whole_network(s), s.pictures, config, seed=seed, progress=False)
+    model, seen, rows = fitted.model.train(), [], []
 
     def watch(layer, given, made):
         made.register_hook(lambda gradient: seen.append(gradient.flatten()))
@@ -138,13 +138,11 @@ def runs(s):
     return found + conditions(part=["ways"], way=[w for w, (form, _) in WAYS.items() if form in here], seed=s.seeds)
 
 
-def of_kind(rows, what: str) -> list[dict]:
-    return [r for r in rows if r["what"] == what]
-
-
 def estimates(rows, s):
     return {
-        f"{form}_{of}_lost": stats.interval([r[form] for r in of_kind(rows, "lost") if r["of"] == of], unit="share")
+        f"{form}_{of}_lost": stats.interval(
+            [r[form] for r in stats.where(rows, what="lost") if r["of"] == of], unit="share"
+        )
         for of in ("signals", "weights")
         for form in UNDER
     }
@@ -153,7 +151,7 @@ def estimates(rows, s):
 def safe_powers(rows) -> str:
     """In words: the factors with which fp16 loses less than one gradient in a hundred."""
     lost = {}
-    for r in of_kind(rows, "scale"):
+    for r in stats.where(rows, what="scale"):
         lost.setdefault(r["power"], []).append(r["zero"] + r["not finite"])
     safe = [power for power, shares in lost.items() if max(shares) < 0.01]
     none = "none of those tried" if lost else "fp16 does not run here"
@@ -162,12 +160,12 @@ def safe_powers(rows) -> str:
 
 def trapped(rows, classes: int) -> int:
     """Runs with fused SGD that ended in numbers that are not finite, or in a loss of twice what guessing has."""
-    fused = [r["last"] for r in of_kind(rows, "trained") if "fused" in r["way"]]
+    fused = [r["last"] for r in stats.where(rows, what="trained") if "fused" in r["way"]]
     return sum(last is None or last > 2 * math.log(classes) for last in fused)
 
 
 def finding(rows, s, e):
-    classes, scales = s.facts["classes"], [r["zero"] for r in of_kind(rows, "scale") if r["power"] == 0]
+    classes, scales = s.facts["classes"], [r["zero"] for r in stats.where(rows, what="scale") if r["power"] == 0]
     unscaled = (
         f"Without scaling, fp16 loses {fmean(scales):.2%} of the small network's at its first step. " if scales else ""
     )
@@ -188,8 +186,8 @@ def finding(rows, s, e):
 
 def table(rows, s):
     ends = []
-    for way in dict.fromkeys(r["way"] for r in of_kind(rows, "trained")):
-        losses = [r["last"] for r in of_kind(rows, "trained") if r["way"] == way]
+    for way in dict.fromkeys(r["way"] for r in stats.where(rows, what="trained")):
+        losses = [r["last"] for r in stats.where(rows, what="trained") if r["way"] == way]
         good = [value for value in losses if value is not None]
         mean = stats.interval(good) if len(good) > 1 else None
         ends.append({"way": way, "last": mean, "dead": len(losses) - len(good)})
@@ -199,9 +197,9 @@ def table(rows, s):
 
 def draw(rows, s):
     kinds = ("zero", "not finite")
-    curves = [r | {"kind": k, "share": r[k]} for r in of_kind(rows, "scale") for k in kinds]
+    curves = [r | {"kind": k, "share": r[k]} for r in stats.where(rows, what="scale") for k in kinds]
     with plots.figure(1, 2, width=8.4, height=3.2) as (_, (left, right)):
-        plots.lines(left, of_kind(rows, "bin"), "power", "share", by="of")
+        plots.lines(left, stats.where(rows, what="bin"), "power", "share", by="of")
         for name, colour in zip(UNDER[:2], (plots.PINK, plots.GREEN), strict=True):
             edge = math.log2(precision.FORMATS[name].smallest_subnormal / 2)
             left.axvline(edge, color=colour, linestyle="--", linewidth=1.5)
@@ -211,7 +209,7 @@ def draw(rows, s):
         plots.lines(right, curves, "power", "share", by="kind", marker=True)
         right.set(xlabel="the loss is multiplied by 2 to this power")
         right.legend(fontsize=10) if curves else right.text(0.1, 0.5, "fp16 does not run here")
-    lost = [r["fp16"] for r in of_kind(rows, "lost") if r["of"] == "signals"]
+    lost = [r["fp16"] for r in stats.where(rows, what="lost") if r["of"] == "signals"]
     return (
         f"fp16 would round {fmean(lost):.2%} of the signals' gradients to zero; bf16's end lies far to the left. "
         f"Right: factors with which less than one gradient in a hundred is lost: {safe_powers(rows)}."

@@ -6,7 +6,7 @@ from statistics import fmean, median
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from resnet_lib import bench, plots, precision, resnets, stats
+from resnet_lib import bench, ceilings, plots, resnets, stats
 from resnet_lib.experiments.tensor_cores.formats import mixed, running
 from resnet_lib.experiments.tensor_cores.networks import noise, training_step, whole_network
 from resnet_lib.experiments.tensor_cores.rates import log_axis, slim
@@ -72,7 +72,7 @@ def shapes(
 ):
     """One product, one operation on few numbers, or a training step at every batch size."""
     if kind == "matmul":
-        return slim([precision.matmul(side, form, s.device, seconds=s.seconds)])
+        return slim([ceilings.matmul(side, form, s.device, seconds=s.seconds)])
     return tiny(s, elements, graph) if kind == "tiny" else by_batch(s, number)
 
 
@@ -98,14 +98,10 @@ def line(points) -> list[float]:
     return torch.linalg.lstsq(design, torch.ones_like(y)[:, None]).solution.flatten().tolist()
 
 
-def of_kind(rows, kind: str) -> list[dict]:
-    return [r for r in rows if r["kind"] == kind]
-
-
 def unaligned(rows, form: str) -> stats.Estimate:
     """Mean rate at sides that are no multiple of 8 over that at multiples, by round."""
     rates = {}
-    for r in of_kind(rows, "matmul"):
+    for r in stats.where(rows, kind="matmul"):
         if r["form"] == form:
             rates.setdefault((r["round"], r["side"] % 8 > 0), []).append(r["rate"])
     means = [{"round": k, "odd": odd, "rate": fmean(values)} for (k, odd), values in rates.items()]
@@ -114,12 +110,12 @@ def unaligned(rows, form: str) -> stats.Estimate:
 
 def floors(rows, graph: bool) -> list[float]:
     """Seconds of one operation on one number, round by round."""
-    return [r["time_s"] for r in of_kind(rows, "tiny") if r["elements"] == 1 and r["graph"] == graph]
+    return [r["time_s"] for r in stats.where(rows, kind="tiny") if r["elements"] == 1 and r["graph"] == graph]
 
 
 def fixed(rows) -> list[float]:
     """Seconds of a training step that do not depend on the batch, by the straight line through each round."""
-    steps = of_kind(rows, "batch")
+    steps = stats.where(rows, kind="batch")
     by_round = [
         [(r["batch"], r["time_s"]) for r in steps if r["round"] == k] for k in sorted({r["round"] for r in steps})
     ]
@@ -127,8 +123,8 @@ def fixed(rows) -> list[float]:
 
 
 def estimates(rows, s):
-    forms = dict.fromkeys(r["form"] for r in of_kind(rows, "matmul"))
-    operations = of_kind(rows, "batch")[0]["operations"]
+    forms = dict.fromkeys(r["form"] for r in stats.where(rows, kind="matmul"))
+    operations = stats.where(rows, kind="batch")[0]["operations"]
     found = {f"unaligned_{form}": unaligned(rows, form) for form in forms}
     found["floor"] = stats.interval([1e6 * t for t in floors(rows, False)], unit="µs")
     found["fixed_measured"] = stats.interval([1e3 * t for t in fixed(rows)], unit="ms")
@@ -143,7 +139,7 @@ def notes(rows, s):
 
 
 def finding(rows, s, e):
-    steps = of_kind(rows, "batch")
+    steps = stats.where(rows, kind="batch")
     listed = "; ".join(f"{k.removeprefix('unaligned_')} {v}" for k, v in e.items() if k.startswith("unaligned_"))
     in_a_graph = f"; in a CUDA graph {e['floor_in_a_graph']}" if "floor_in_a_graph" in e else ""
     off = e["fixed_measured"].mean / e["fixed_predicted"].mean
@@ -161,9 +157,9 @@ def finding(rows, s, e):
 
 
 def draw(rows, s):
-    products = [r | {"giga": r["rate"] / 1e9} for r in of_kind(rows, "matmul")]
+    products = [r | {"giga": r["rate"] / 1e9} for r in stats.where(rows, kind="matmul")]
     name = {False: "one by one", True: "in a graph"}
-    small = [r | {"us": 1e6 * r["time_s"], "way": name[r["graph"]]} for r in of_kind(rows, "tiny")]
+    small = [r | {"us": 1e6 * r["time_s"], "way": name[r["graph"]]} for r in stats.where(rows, kind="tiny")]
     with plots.figure(1, 2, width=8.4, height=3.2) as (_, (left, right)):
         plots.lines(left, products, "side", "giga", by="form", seed="round", marker=True)
         sides = sorted({r["side"] for r in products})
@@ -183,7 +179,7 @@ def draw(rows, s):
 
 
 def draw_batches(rows):
-    steps = [r | {"ms": 1e3 * r["time_s"], "what": "measured"} for r in of_kind(rows, "batch")]
+    steps = [r | {"ms": 1e3 * r["time_s"], "what": "measured"} for r in stats.where(rows, kind="batch")]
     floor = 1e3 * median(floors(rows, False)) * steps[0]["operations"]
     first, slope = line([(r["batch"], r["ms"]) for r in steps])
     ends = sorted({r["batch"] for r in steps})

@@ -1,6 +1,6 @@
 """The ceilings of a device: products, a convolution and copies of memory in every format that runs."""
 
-from resnet_lib import page, plots, precision, stats
+from resnet_lib import ceilings, page, plots, stats
 from resnet_lib.experiments.tensor_cores.formats import NEEDED, absent, filed, refusals, running
 from resnet_lib.experiments.tensor_cores.rates import faster, log_axis, refuse_times, slim
 from resnet_lib.study import Experiment
@@ -32,7 +32,7 @@ def too_slow(side: int, form: str, device) -> float:
     """
     if side <= RULED["product_sides"] or device.type != "cpu":
         return 0.0
-    once = precision.matmul(PROBE, form, device, seconds=1e-3)["time_s"] * (side / PROBE) ** 3
+    once = ceilings.matmul(PROBE, form, device, seconds=1e-3)["time_s"] * (side / PROBE) ** 3
     return once if once > SLOWEST_S else 0.0
 
 
@@ -41,13 +41,13 @@ def throughput(s, kind: str, side: int = 0, form: str = "", channels: int = 0, l
     if kind == "format":
         return here(s.device)
     if kind == "bandwidth":
-        return slim([precision.bandwidth(s.device, seconds=5 * s.seconds)])
+        return slim([ceilings.bandwidth(s.device, seconds=5 * s.seconds)])
     if kind == "matmul":
         if once := too_slow(side, form, s.device):
             return [{"kind": "too slow", "once_s": once}]
-        return slim([precision.matmul(side, form, s.device, seconds=s.seconds)])
+        return slim([ceilings.matmul(side, form, s.device, seconds=s.seconds)])
     shape = {"batch": s.conv_shape[0], "side": s.conv_shape[1], "layout": layout}
-    return slim([precision.convolution(channels, form, s.device, seconds=s.seconds, **shape)])
+    return slim([ceilings.convolution(channels, form, s.device, seconds=s.seconds, **shape)])
 
 
 def runs(s):
@@ -62,7 +62,7 @@ def runs(s):
         raise ValueError(f"conv_shape={s.conv_shape} must be pictures and pixels, at least [1, 1]")
     refuse_times(s)
     forms, turns = running(s.device), range(s.rounds)
-    convolved = [name for name in forms if name in precision.CONVOLUTIONS]
+    convolved = [name for name in forms if name in ceilings.CONVOLUTIONS]
     return [
         {"kind": "format"},
         *conditions(kind=["matmul"], round=turns, side=sorted(s.product_sides), form=forms),
@@ -71,26 +71,22 @@ def runs(s):
     ]
 
 
-def of_kind(rows, kind: str) -> list[dict]:
-    return [r for r in rows if r["kind"] == kind]
-
-
 def reasons(rows) -> dict[str, str]:
     """Format → why no Tensor Core multiplied in it, "" where one did."""
-    return {r["form"]: r["absent"] for r in of_kind(rows, "format")}
+    return {r["form"]: r["absent"] for r in stats.where(rows, kind="format")}
 
 
 def device_type(rows) -> str:
-    return of_kind(rows, "format")[0]["device"]
+    return stats.where(rows, kind="format")[0]["device"]
 
 
 def large(s) -> int:
     return RULED["large"] if RULED["large"] in s.product_sides else max(s.product_sides)
 
 
-def ceilings(rows) -> dict[str, float]:
+def peaks(rows) -> dict[str, float]:
     """The best correct rate of every format, of products and convolutions, FLOP/s."""
-    timed = [r for r in rows if r["kind"] in ("matmul", "convolution") and precision.right(r)]
+    timed = [r for r in rows if r["kind"] in ("matmul", "convolution") and ceilings.is_correct(r)]
     return {
         form: max(r["rate"] for r in timed if r["form"] == form) for form in dict.fromkeys(r["form"] for r in timed)
     }
@@ -98,13 +94,13 @@ def ceilings(rows) -> dict[str, float]:
 
 def bandwidth(rows) -> float:
     """Byte/s of a copy, read and written."""
-    return of_kind(rows, "bandwidth")[0]["rate"]
+    return stats.where(rows, kind="bandwidth")[0]["rate"]
 
 
 def limits(rows, s) -> dict:
     """What the layers and the ladder are held to, and whether Tensor Cores reached it."""
     return {
-        "ceilings": ceilings(rows),
+        "ceilings": peaks(rows),
         "bandwidth": bandwidth(rows),
         "absent": reasons(rows),
         "device_type": device_type(rows),
@@ -113,7 +109,7 @@ def limits(rows, s) -> dict:
 
 def matrix_rates(rows, s) -> dict:
     """Rates of the largest float16 products by round, and why no Tensor Core made them."""
-    own = [r for r in of_kind(rows, "matmul") if (r["form"], r["side"]) == ("fp16", large(s))]
+    own = [r for r in stats.where(rows, kind="matmul") if (r["form"], r["side"]) == ("fp16", large(s))]
     return {
         "matrix_rates": {str(r["round"]): r["rate"] for r in own},
         "absent": reasons(rows),
@@ -123,7 +119,7 @@ def matrix_rates(rows, s) -> dict:
 
 def measures(rows, s) -> dict[str, tuple]:
     """Name → (format, rate over float32's, what else is missing)."""
-    products, filters = of_kind(rows, "matmul"), of_kind(rows, "convolution")
+    products, filters = stats.where(rows, kind="matmul"), stats.where(rows, kind="convolution")
     few = "" if large(s) == RULED["large"] else f"needs {RULED['large']} in product_sides={s.product_sides}"
     wanted = {
         f"{form}_large": (form, faster(products, form, side=large(s)), few)
@@ -136,13 +132,13 @@ def measures(rows, s) -> dict[str, tuple]:
 
 def layout_gain(rows, form: str) -> stats.Estimate:
     """Rate with channels last over that picture by picture, by round."""
-    own = [r for r in of_kind(rows, "convolution") if r["form"] == form]
+    own = [r for r in stats.where(rows, kind="convolution") if r["form"] == form]
     return stats.paired_ratio(own, "rate", "layout", *LAYOUTS, pair=("round",))
 
 
 def estimates(rows, s):
     found = filed("throughput", measures(rows, s), reasons(rows), device_type(rows))[0]
-    forms = dict.fromkeys(r["form"] for r in of_kind(rows, "convolution"))
+    forms = dict.fromkeys(r["form"] for r in stats.where(rows, kind="convolution"))
     return found | {f"channels_last_{form}": layout_gain(rows, form) for form in forms}
 
 
@@ -155,7 +151,7 @@ def finding(rows, s, e):
     gains = {form: gain for form, gain in gains.items() if gain}
     quick = [f"{form} {gain}" for form, gain in gains.items() if gain.low > 1.2]
     slow = [f"{form} {gain}" for form, gain in gains.items() if gain.high < 1]
-    forms = dict.fromkeys(r["form"] for r in of_kind(rows, "convolution"))
+    forms = dict.fromkeys(r["form"] for r in stats.where(rows, kind="convolution"))
     layouts = "; ".join(f"{form} {layout_gain(rows, form)}" for form in forms)
     return (
         f"At side {large(s)}, faster than float32 by a fifth or more: {', '.join(quick) or 'no format'}. "
@@ -166,19 +162,19 @@ def finding(rows, s, e):
 
 
 def table(rows, s):
-    top, memory, wanted = ceilings(rows), bandwidth(rows), measures(rows, s)
+    top, memory, wanted = peaks(rows), bandwidth(rows), measures(rows, s)
     shown = []
-    for r in of_kind(rows, "format"):
+    for r in stats.where(rows, kind="format"):
         form = r["form"]
         row = {"form": form, "core": "no" if r["absent"] else "yes", "why": r["refused"]}
-        errors = [m["error"] for m in of_kind(rows, "matmul") if m["form"] == form]
+        errors = [m["error"] for m in stats.where(rows, kind="matmul") if m["form"] == form]
         if form in top:
             row |= {"peak": top[form] / 1e9, "ridge": top[form] / memory}
         row["error"] = max(errors) if errors else None
         if form != "fp32":
             row["large"] = wanted[f"{form}_large"][1]
-            row["small"] = faster(of_kind(rows, "matmul"), form, side=RULED["product_sides"])
-            row["conv"] = faster(of_kind(rows, "convolution"), form, layout=LAYOUTS[0])
+            row["small"] = faster(stats.where(rows, kind="matmul"), form, side=RULED["product_sides"])
+            row["conv"] = faster(stats.where(rows, kind="convolution"), form, layout=LAYOUTS[0])
         shown.append(row)
     return page.table(
         shown,
@@ -198,7 +194,7 @@ def table(rows, s):
 
 def draw(rows, s):
     timed = [r | {"giga": r["rate"] / 1e9} for r in rows if r["kind"] in ("matmul", "convolution")]
-    products, filters = of_kind(timed, "matmul"), of_kind(timed, "convolution")
+    products, filters = stats.where(timed, kind="matmul"), stats.where(timed, kind="convolution")
     sides = sorted({r["side"] for r in products})
     with plots.figure(1, 2, width=8.4, height=3.6) as (_, (left, right)):
         plots.lines(left, products, "side", "giga", by="form", seed="round", marker=True)
