@@ -21,7 +21,7 @@ from pathlib import Path
 from tools import measure
 from tools.chapters import ROOT, declared, read
 
-TIMES = re.compile(r"(^|_)(s|ms|us|made)$")  # columns that two runs of the same code do not share
+TIMES = re.compile(r"(^|_)(s|ms|us|made)$|^time_")  # columns that two runs of the same code do not share
 HOW = "tiny rows at the commit that made the record and at this one, on one machine: identical, times aside"
 
 
