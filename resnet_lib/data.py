@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from resnet_lib.paths import cache_folder
-from resnet_lib.pictures import Pictures, read, to_array
+from resnet_lib.pictures import COLOURS, Pictures, read, to_array
 
 TORCHVISION = {"cifar10": "CIFAR10", "cifar100": "CIFAR100", "fashion_mnist": "FashionMNIST"}
 KNOWN = ("digits", *TORCHVISION)
@@ -44,9 +44,10 @@ class Dataset:
         """What a record says of its data."""
         sizes = {name: len(getattr(self, name)) for name in ("train", "val", "test")}
         shape = list(self.train.images.shape[1:])
+        names = ", ".join(self.class_names[:10]) + (", …" if len(self.class_names) > 10 else "")
         text = (
             f"{self.name} ({self.note}), {shape[2]}×{shape[1]} pixels: {sizes['train']:,} pictures to train on, "
-            f"{sizes['val']:,} to choose by, {sizes['test']:,} to test once."
+            f"{sizes['val']:,} to choose by, {sizes['test']:,} to test once; {len(self.class_names)} classes: {names}."
         )
         facts = {"name": self.name, "note": self.note, "fingerprint": self.fingerprint}
         return facts | sizes | {"shape": shape, "classes": len(self.class_names), "text": text}
@@ -72,6 +73,8 @@ def load(
     val_fraction: float = 0.1,
     seed: int = 0,
     image_size: int | None = None,
+    colour: str = "auto",
+    labels: str | Path | None = None,
     progress: bool = True,
 ) -> Dataset:
     """Load a known data set, a folder of class folders, or an archive of one.
@@ -80,15 +83,18 @@ def load(
     So `train.images[:n]` is a stratified sample, and a smaller `train_size` is the start of a larger one.
 
     Args:    name_or_path: digits, cifar10, cifar100, fashion_mnist, or a path to `<class>/<picture>`, or to
-                 `train/<class>/<picture>` and `test/<class>/<picture>`: a folder, .tar, .tar.gz, .tar.xz or
-                 .zip. A known name wins over a file of that name; write `./digits` for the file.
+                 `train/<class>/<picture>` beside the like in `test/`, `val/` (or `valid/`) or both: a folder,
+                 .tar, .tar.gz, .tar.xz or .zip. A known name wins over a file of that name; write `./digits`.
              root: folder for downloads and decoded pictures; default RESNET_LIB_CACHE, else the user's cache.
              mirror: http address of a folder with the published archives; their checksums still must match.
              train_size: pictures to train on; 0 takes all that validation and test leave.
              val_fraction: share of the training part that becomes the validation split.
              image_size: side in pixels; pictures are cropped to the central square and resized, antialiased.
-    Returns: the splits. A test set that the source brings is kept, the same for every seed; otherwise it is
-             20 % of the pictures, drawn by seed.
+             colour: of a path's pictures. "auto" takes grey or RGB as they are, and refuses what would have to be
+                 converted; "rgb" and "grey" convert: transparency on white, 16 bits scaled, CMYK by its profile.
+             labels: a CSV with the columns file and label, for a path whose folders are no classes.
+    Returns: the splits. A test or validation set that the source brings is kept, the same for every seed; otherwise
+             they are 20 % of the pictures and val_fraction of the training part, drawn by seed.
     Raises:  ValueError, FileNotFoundError or OSError naming the file, class or value at fault.
     """
     name = os.fspath(name_or_path)
@@ -100,6 +106,10 @@ def load(
         raise ValueError(f"mirror={mirror!r} serves {', '.join(TORCHVISION)}; {name!r} is not downloaded")
     if mirror and not mirror.startswith(("http://", "https://")):
         raise ValueError(f"mirror={mirror!r} must be an http address; put a local archive into root instead")
+    if colour not in COLOURS:
+        raise ValueError(f"colour={colour!r} is not one of {', '.join(map(repr, COLOURS))}")
+    if name in KNOWN and (labels or colour != "auto"):
+        raise ValueError(f"labels and colour are for pictures of your own; {name!r} is known as it is")
     root = Path(root).expanduser() if root else cache_folder()
     if name in KNOWN:
         pictures = _digits() if name == "digits" else _torchvision(name, root, mirror)
@@ -112,7 +122,8 @@ def load(
             hint = f"; did you mean {' or '.join(map(repr, close))}?" if close else ""
             raise FileNotFoundError(f"{name!r} is no existing path and not one of {', '.join(KNOWN)}{hint}")
         path = Path(os.path.abspath(path))  # has a name, even for ".", and a link keeps its own
-        pictures = read(path, root, image_size, progress)
+        listed = Path(labels).expanduser() if labels else None
+        pictures = read(path, root, image_size=image_size, colour=colour, labels=listed, progress=progress)
         name = re.sub(r"\.(tar(\.\w+)?|t[gx]z|zip)$", "", path.name)
 
     indices = _split(pictures, train_size, val_fraction, seed)
@@ -121,7 +132,10 @@ def load(
     identity = hashlib.sha256(json.dumps([pictures.images.shape, pictures.class_names]).encode())
     for array in (pictures.images, pictures.labels, *indices):
         identity.update(memoryview(np.ascontiguousarray(array, array.dtype.newbyteorder("<"))))
-    names, note, fingerprint = pictures.class_names, pictures.note, identity.hexdigest()[:16]
+    names, fingerprint = pictures.class_names, identity.hexdigest()[:16]
+    note = pictures.note
+    if len(pictures.part) and 2 not in pictures.part:
+        note += f", which bring no test set: {TEST_FRACTION:.0%} of train/ are kept to test"
     return Dataset(name, train, val, test, names, fingerprint, *_mean_std(train.images), note)
 
 
@@ -138,14 +152,18 @@ def _mixed_order(labels: np.ndarray, seed: int) -> np.ndarray:
 def _split(pictures: Pictures, train_size: int, val_fraction: float, seed: int) -> list[np.ndarray]:
     """Indices of train, val and test: stretches of a mixed order, and therefore stratified."""
     labels, names = pictures.labels, pictures.class_names
-    if len(pictures.is_test):
-        given, rest = np.flatnonzero(pictures.is_test), np.flatnonzero(~pictures.is_test)
-        test = given[_mixed_order(labels[given], 0)]  # every seed has the same test set in the same order
-        order = rest[_mixed_order(labels[rest], seed)]
-    else:
-        order = _mixed_order(labels, seed)
+    part = pictures.part if len(pictures.part) else np.zeros(len(labels), np.int8)
+
+    def mixed(which: int, by: int) -> np.ndarray:
+        members = np.flatnonzero(part == which)
+        return members[_mixed_order(labels[members], by)]
+
+    order, val, test = mixed(0, seed), mixed(1, 0), mixed(2, 0)  # what is given is the same for every seed
+    if not len(test):
         test, order = np.split(order, [int(len(order) * TEST_FRACTION + 0.5)])
-    val, train = np.split(order, [int(len(order) * val_fraction + 0.5)])
+    train = order
+    if not len(val):
+        val, train = np.split(order, [int(len(order) * val_fraction + 0.5)])
     for part, indices in (("test", test), ("validation", val), ("training", train)):
         for label in np.setdiff1d(np.arange(len(names)), labels[indices]):
             raise ValueError(
@@ -178,7 +196,7 @@ def _digits() -> Pictures:
     images = np.rint(digits.images * (255 / 16)).astype(np.uint8)[:, None]  # from 17 levels, 0..16
     names = tuple(map(str, digits.target_names))
     note = "handwritten digits, 8x8, from scikit-learn"
-    return Pictures(images, digits.target.astype(np.int64), np.zeros(0, bool), names, note)
+    return Pictures(images, digits.target.astype(np.int64), np.zeros(0, np.int8), names, note)
 
 
 def _torchvision(name: str, root: Path, mirror: str | None) -> Pictures:
@@ -201,8 +219,9 @@ def _torchvision(name: str, root: Path, mirror: str | None) -> Pictures:
     images = np.concatenate([np.asarray(part.data) for part in (train, test)])
     images = images[:, None] if images.ndim == 3 else np.ascontiguousarray(images.transpose(0, 3, 1, 2))
     labels = np.concatenate([np.asarray(part.targets, np.int64) for part in (train, test)])
-    is_test, note = np.arange(len(labels)) >= len(train), f"{cls.__name__}, the published archive"
-    return Pictures(images, labels, is_test, tuple(train.classes), note)
+    part = np.where(np.arange(len(labels)) >= len(train), 2, 0).astype(np.int8)
+    note = f"{cls.__name__}, the published archive"
+    return Pictures(images, labels, part, tuple(train.classes), note)
 
 
 def _resized(pictures: Pictures, image_size: int | None) -> Pictures:

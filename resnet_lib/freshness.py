@@ -17,6 +17,7 @@ from resnet_lib.paths import digest
 PACKAGE = "resnet_lib"
 # Modules that cannot change a row. What `data` does to a row is in the data's fingerprint: pictures, labels, split.
 OUTSIDE = {
+    "archives",
     "checkpoints",
     "claims",
     "data",

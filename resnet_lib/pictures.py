@@ -1,44 +1,75 @@
-"""Read the pictures of a folder or an archive: <class>/<picture>, decoded once and kept."""
+"""Read the pictures of a folder or an archive: decoded once, arranged by class and split, and kept."""
 
 import contextlib
+import csv
 import hashlib
 import io
 import json
 import os
-import re
-import stat
-import tarfile
 import warnings
 import zipfile
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 import numpy as np
 
-MAX_FILE_BYTES = 2**28  # of one picture file; a bigger one is no picture
+from resnet_lib.archives import is_hidden, listing, members
+
 MAX_TOTAL_BYTES = 2**33  # of all decoded pictures together; they live in memory
-CACHE_FORMAT = 2  # part of the cache key: raise it when decoding changes
-LAYOUT = "pictures must lie as <class>/<picture>, or as train/<class>/<picture> and test/<class>/<picture>"
+CACHE_FORMAT = 3  # part of the cache key: raise it when decoding changes
+DECODERS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")  # others start programs, or read no pictures
+COLOURS = ("auto", "rgb", "grey")
+BACKGROUND = "white"  # behind what is transparent
+SPLITS = {"train": 0, "training": 0, "val": 1, "valid": 1, "validation": 1, "test": 2, "testing": 2}
+LAYOUT = (
+    "pictures must lie as <class>/<picture>, or as train/<class>/<picture> beside test/<class>/<picture>, "
+    "val/<class>/<picture> or both, or in any way with labels=<a CSV of file,label>"
+)
 
 
 class Pictures(NamedTuple):  # a source before it is split
     images: np.ndarray  # uint8 (N, C, H, W)
     labels: np.ndarray  # int64 (N,)
-    is_test: np.ndarray  # bool (N,); empty where the source brings no test set
+    part: np.ndarray  # int8 (N,): 0 train, 1 val, 2 test; empty where the source is not split
     class_names: tuple[str, ...]
     note: str
 
 
-def read(path: Path, root: Path, image_size: int | None, progress: bool) -> Pictures:
-    """Decode a folder or an archive, or read what an earlier call decoded."""
-    key, entries = hashlib.sha256(f"{CACHE_FORMAT} {image_size} ".encode()), []
+@dataclass(frozen=True)
+class _Decoded:
+    image: np.ndarray | None  # (C, H, W); None where it cannot be used
+    kind: str = ""  # format and quality
+    changes: tuple[str, ...] = ()  # what was done to it
+    problem: str = ""
+    needs_colour: bool = False  # colour="rgb" or "grey" would take it
+
+
+def read(
+    path: Path,
+    root: Path,
+    *,
+    image_size: int | None = None,
+    colour: str = "auto",
+    labels: Path | None = None,
+    progress: bool = True,
+) -> Pictures:
+    """Decode a folder or an archive, or take what an earlier call decoded into `root`.
+
+    Args: image_size: side of the central square in pixels; colour, labels: as `data.load` says.
+    Raises: ValueError naming the file, class or folder at fault.
+    """
+    key, entries = hashlib.sha256(f"{CACHE_FORMAT} {image_size} {colour} ".encode()), []
     if path.is_dir():  # keyed by names, sizes and times: reading every file would take as long as decoding it
         entries = listing(path)
         key.update(json.dumps([(name, s.st_size, s.st_mtime_ns) for name, s in entries]).encode())
     else:
         with open(path, "rb") as file:
             key.update(hashlib.file_digest(file, "sha256").digest())
+    given = _labels(labels) if labels else None
+    key.update(json.dumps(given).encode())
     cached = root / f"pictures-{key.hexdigest()[:24]}.npz"
     pictures = _read_cache(cached)
     if pictures is None:
@@ -47,16 +78,35 @@ def read(path: Path, root: Path, image_size: int | None, progress: bool) -> Pict
         size = sum(status.st_size for _, status in entries) or path.stat().st_size
         style = {"unit": "B", "unit_scale": True, "mininterval": 1, "disable": not progress}
         with tqdm(total=size, desc=f"decoding {path.name}", **style) as bar:
-            pictures = _arrange(path, *_decode_all(path, _members(path, entries, bar), image_size))
+            found, folders = _decode_all(path, members(path, entries, bar), image_size, colour)
+        pictures = _by_list(path, found, given, labels) if given else _arrange(path, found, folders)
         _write_cache(cached, pictures)
     return pictures._replace(note=f"{pictures.note} from {path.name}")
+
+
+def _labels(path: Path) -> dict[str, str]:
+    """File → label, from a CSV whose first line names these two columns."""
+    try:
+        with open(path, newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file)
+            if not {"file", "label"} <= set(reader.fieldnames or ()):
+                raise ValueError(f"its first line must name the columns file and label, and is {reader.fieldnames}")
+            rows = [(row["file"], row["label"]) for row in reader]
+    except (OSError, ValueError, csv.Error) as error:
+        raise ValueError(f"labels={os.fspath(path)!r} cannot be used: {error}") from error
+    for file, label in rows:
+        if not file or not label:
+            raise ValueError(f"labels={os.fspath(path)!r} has a line without file or label: {file!r}, {label!r}")
+    if twice := [file for file, count in Counter(file for file, _ in rows).items() if count > 1]:
+        raise ValueError(f"labels={os.fspath(path)!r} names {twice[0]!r} more than once")
+    return {str(PurePosixPath(file.replace("\\", "/"))): label for file, label in rows}
 
 
 def _read_cache(file: Path) -> Pictures | None:
     try:
         with np.load(file, allow_pickle=False) as arrays:  # a zip, whose checksums are verified on reading
             names, note = json.loads(str(arrays["text"]))
-            return Pictures(arrays["images"], arrays["labels"], arrays["is_test"], tuple(names), note)
+            return Pictures(arrays["images"], arrays["labels"], arrays["part"], tuple(names), note)
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
@@ -65,12 +115,12 @@ def _read_cache(file: Path) -> Pictures | None:
 
 
 def _write_cache(file: Path, pictures: Pictures) -> None:
-    images, labels, is_test, *text = pictures
+    images, labels, part, *text = pictures
     partial = file.with_suffix(f".{os.getpid()}.partial")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         with open(partial, "wb") as out:
-            np.savez(out, images=images, labels=labels, is_test=is_test, text=json.dumps(text))
+            np.savez(out, images=images, labels=labels, part=part, text=json.dumps(text))
         os.replace(partial, file)
     except OSError as error:
         warnings.warn(f"decoded pictures not kept, {file.parent} cannot be written: {error}", stacklevel=4)
@@ -79,85 +129,97 @@ def _write_cache(file: Path, pictures: Pictures) -> None:
             partial.unlink()
 
 
-def _is_hidden(name: str) -> bool:
-    return name.startswith(".") or name in ("__MACOSX", "Thumbs.db", "desktop.ini")
+def _decode_all(
+    path: Path, files: Iterable[tuple[str, bytes | None]], image_size: int | None, colour: str
+) -> tuple[dict[tuple, _Decoded], set[tuple]]:
+    """What was decoded, by place, and all folders.
+
+    One thread: for pictures of this size two are slower, as the interpreter lock changes hands too often.
+    """
+    from PIL import Image
+
+    Image.init()  # PIL knows the less common formats only after this
+    found, folders, total = {}, set(), 0
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        for name, content in files:
+            place = PurePosixPath(name).parts
+            folder = place if content is None else place[:-1]
+            if not any(map(is_hidden, folder)):
+                folders.add(folder)
+            if content is None or any(map(is_hidden, place)):
+                continue
+            found[place] = _decode(content, image_size, colour)
+            total += 0 if found[place].image is None else found[place].image.nbytes
+            if total > MAX_TOTAL_BYTES:
+                raise ValueError(f"pictures in {path} take over {MAX_TOTAL_BYTES} bytes; give an image_size")
+    return found, folders
 
 
-def listing(path: Path) -> list[tuple[str, os.stat_result]]:
-    """Every folder and file below, by its relative name."""
-    found = []
-    for parent, folders, files in os.walk(path, followlinks=True):
-        folders[:] = [name for name in folders if not _is_hidden(name)]
-        found += [Path(parent, name) for name in [*folders, *files] if not _is_hidden(name)]
-    return sorted((entry.relative_to(path).as_posix(), entry.stat()) for entry in found)
+def _decode(content: bytes, image_size: int | None, colour: str) -> _Decoded:
+    """A picture file; what is wrong with it is told where it lies among the pictures, and only there."""
+    from PIL import Image, ImageOps, UnidentifiedImageError
 
-
-def _members(path: Path, listing: list, bar) -> Iterator[tuple[str, bytes | None]]:
-    """Each file's name and bytes, each folder's name and None; in one pass, with nothing unpacked to disk."""
-    if path.is_dir():
-        for name, status in listing:
-            is_folder = stat.S_ISDIR(status.st_mode)
-            _check_member(path, name, status.st_size, is_folder or stat.S_ISREG(status.st_mode))
-            yield name, None if is_folder else (path / name).read_bytes()
-            bar.update(status.st_size)
-        return
     try:
-        with open(path, "rb") as file:
-            is_zip = file.read(2) == b"PK"
-            file.seek(0)
-            yield from (_zip_members if is_zip else _tar_members)(path, file, bar)
-    except (ValueError, PermissionError):
-        raise
-    except Exception as error:  # each compression has its own
-        raise ValueError(f"{path} is cut off or damaged: {error}") from error
+        with io.BytesIO(content) as file, Image.open(file, formats=DECODERS) as image:
+            kind = f"{image.format}{_jpeg_quality(getattr(image, 'quantization', None))}"
+            changes = ["first frames of several"] if getattr(image, "n_frames", 1) > 1 else []
+            if image_size:
+                image.draft(None, (2 * image_size, 2 * image_size))  # JPEG: decode no larger than needed
+            upright = ImageOps.exif_transpose(image)
+            plain = {"1": "L", "L": "L", "P": "RGB", "RGB": "RGB"}.get(image.mode)
+            if "transparency" in image.info or not plain:
+                if colour == "auto":
+                    what = "has transparency" if plain else f"is of mode {image.mode}, not grey (L) or RGB"
+                    return _Decoded(None, problem=f"it {what}", needs_colour=True)
+                upright, done = _plain(upright)
+                changes.append(done)
+            wanted = {"auto": plain, "rgb": "RGB", "grey": "L"}[colour]
+            if colour != "auto" and (plain or upright.mode) != wanted:
+                changes.append(f"made {colour}")
+            return _Decoded(to_array(upright.convert(wanted), image_size), kind, tuple(changes))
+    except UnidentifiedImageError:
+        start = content.lstrip()[:1]
+        what = "is empty" if not content else "is text, HTML or the like" if start in (b"<", b"{") else "is none"
+        return _Decoded(None, problem=f"it {what}: pictures of {', '.join(DECODERS)} are read")
+    except Exception as error:  # PIL has a dozen kinds
+        return _Decoded(None, problem=str(error) or type(error).__name__)
 
 
-def _check_member(path: Path, name: str, size: int, plain: bool) -> None:
-    if name.startswith(("/", "\\")) or name[1:2] == ":" or ".." in re.split(r"[/\\]", name):
-        raise ValueError(f"{name!r} in {path} leads out of the archive; refused")
-    if not plain:
-        raise ValueError(f"{name!r} in {path} is a link or a device; only files and folders are read")
-    if size > MAX_FILE_BYTES:
-        raise ValueError(f"{name!r} in {path} has {size} bytes, more than the {MAX_FILE_BYTES} for a picture")
+def _plain(image) -> tuple:
+    """A PIL picture of an unusual mode as L or RGB, and what was done.
+
+    Raises: ValueError for a mode whose black and white nobody knows.
+    """
+    from PIL import Image, ImageCms
+
+    if image.mode.startswith("I"):  # 16 bits, which PIL's own conversion would cut off at 255
+        values = np.asarray(image).astype(np.int64)
+        if values.min() < 0 or values.max() > 65535:
+            raise ValueError(f"mode {image.mode} holds {values.min()} … {values.max()}; 0 … 65535 can be scaled")
+        return Image.fromarray(np.rint(values / 257).astype(np.uint8)), "scaled from 16 bits"
+    if image.mode == "F":
+        raise ValueError("mode F holds floats, whose black and white nobody knows: scale them to 8 bits first")
+    if image.mode == "CMYK":
+        if profile := image.info.get("icc_profile"):
+            with contextlib.suppress(ImageCms.PyCMSError, OSError):
+                own = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+                srgb = ImageCms.createProfile("sRGB")
+                return ImageCms.profileToProfile(image, own, srgb, outputMode="RGB"), "from CMYK by their profile"
+        return image.convert("RGB"), "from CMYK without a profile"
+    if "transparency" in image.info or image.mode in ("RGBA", "LA", "PA", "RGBa", "La"):
+        behind = Image.new("RGBA", image.size, BACKGROUND)
+        return Image.alpha_composite(behind, image.convert("RGBA")).convert("RGB"), f"laid on {BACKGROUND}"
+    return image.convert("RGB"), f"from {image.mode}"
 
 
-def _zip_members(path: Path, file, bar) -> Iterator[tuple[str, bytes | None]]:
-    with zipfile.ZipFile(file) as archive:
-        for info in archive.infolist():
-            _check_member(path, info.filename, info.file_size, not stat.S_ISLNK(info.external_attr >> 16))
-            yield info.filename, None if info.is_dir() else archive.read(info)
-            bar.update(info.compress_size)
-
-
-def _tar_members(path: Path, file, bar) -> Iterator[tuple[str, bytes | None]]:
-    try:
-        archive = tarfile.open(fileobj=file)  # noqa: SIM115 - closed by the with below
-    except tarfile.ReadError as error:
-        raise ValueError(f"{path} is no .tar, .tar.gz, .tar.xz or .zip: {error}") from error
-    with archive:
-        for info in archive:
-            _check_member(path, info.name, info.size, info.isfile() or info.isdir())
-            yield info.name, None if info.isdir() else archive.extractfile(info).read()
-            bar.update(file.tell() - bar.n)
-        # tarfile takes a missing end mark for the end, and xz and gzip verify their checksum at the very end
-        archive.fileobj.seek(archive.offset)
-        if archive.fileobj.read(512) != bytes(512):
-            raise EOFError("the end mark is missing")
-        archive.fileobj.read(2**24)
-
-
-def _decode(data: bytes, image_size: int | None) -> tuple[np.ndarray, str]:
-    """A picture file as (C, H, W), and its format."""
+def to_array(image, image_size: int | None) -> np.ndarray:
+    """A PIL picture as (C, H, W); with image_size its central square, resized by an antialiased bilinear filter."""
     from PIL import Image, ImageOps
 
-    with Image.open(io.BytesIO(data)) as image:
-        if image_size:
-            image.draft(None, (2 * image_size, 2 * image_size))  # JPEG: decode no larger than needed
-        mode = {"1": "L", "L": "L", "P": "RGB", "RGB": "RGB"}.get(image.mode)
-        if mode is None:
-            raise ValueError(f"mode {image.mode} is not grey (L) or RGB; see PIL's convert('RGB')")
-        kind = f"{image.format}{_jpeg_quality(getattr(image, 'quantization', None))}"
-        return to_array(ImageOps.exif_transpose(image).convert(mode), image_size), kind
+    if image_size:
+        image = ImageOps.fit(image, (image_size, image_size), Image.Resampling.BILINEAR)
+    return np.atleast_3d(np.asarray(image)).transpose(2, 0, 1)
 
 
 def _jpeg_quality(tables: dict | None) -> str:
@@ -171,90 +233,108 @@ def _jpeg_quality(tables: dict | None) -> str:
     return f" quality {round(100 - percent / 2 if percent <= 100 else 5000 / percent)}"
 
 
-def _decode_all(path: Path, members: Iterator, image_size: int | None) -> tuple[dict, set, set]:
-    """Pictures (or what is wrong with them) by place, folders and formats.
-
-    One thread: for pictures of this size two are slower, as the interpreter lock changes hands too often."""
-    from PIL import Image
-
-    entries, folders, formats, first, total = {}, set(), set(), None, 0
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
-        for name, data in members:
-            place = PurePosixPath(name).parts
-            folder = place if data is None else place[:-1]
-            if not any(map(_is_hidden, folder)):
-                folders.add(folder)
-            if data is None or any(map(_is_hidden, place)):
-                continue
-            try:
-                picture, kind = _decode(data, image_size)
-                first = first or (name, picture.shape)
-                _check_alike(first, (name, picture.shape))
-            except Exception as error:  # PIL has a dozen kinds; it counts only if this lies in a class folder
-                entries[place] = error
-                continue
-            entries[place] = picture
-            formats.add(kind)
-            total += picture.nbytes
-            if total > MAX_TOTAL_BYTES:
-                raise ValueError(f"pictures in {path} take over {MAX_TOTAL_BYTES} bytes; give an image_size")
-    return entries, folders, formats
-
-
-def _check_alike(first: tuple, other: tuple) -> None:
-    (name_a, a), (name_b, b) = sorted([first, other], key=lambda item: item[1])  # by channels, then size
-    if a[0] != b[0]:
-        raise ValueError(
-            f"grey and colour are mixed: {name_a} is grey, {name_b} is colour; "
-            "convert them to one, see PIL's convert('RGB') and convert('L')"
-        )
-    if a != b:
-        sizes = f"{name_a} is {a[2]}x{a[1]}, {name_b} is {b[2]}x{b[1]}"
-        raise ValueError(f"sizes differ: {sizes}; give image_size to make them equal")
-
-
-def _arrange(path: Path, entries: dict, folders: set, formats: set) -> Pictures:
-    """Read classes and test set from where the pictures lie."""
-    reach = max([0, *map(len, entries), *(len(place) + 1 for place in folders)])
+def _arrange(path: Path, found: dict[tuple, _Decoded], folders: set[tuple]) -> Pictures:
+    """Read classes and splits from where the pictures lie."""
+    reach = max([0, *map(len, found), *(len(place) + 1 for place in folders)])
     skip, tops = 0, {place[0] for place in folders if place}
     while len(tops) == 1 and reach > skip + 2:  # an archive often wraps everything in one folder
         skip += 1
         tops = {place[skip] for place in folders if len(place) > skip}
-    given = {"train", "test"} <= tops and reach > skip + 2
-    depth = skip + (3 if given else 2)  # of a picture
+    split = _splits(path, tops, reach > skip + 2)
+    depth = skip + (3 if split else 2)  # of a picture
     if not tops:
         raise ValueError(f"{path} has no class folders; {LAYOUT}")
     for place in sorted(folders):
-        if len(place) >= depth or (given and not {*place[skip : skip + 1]} <= {"train", "test"}):
+        if len(place) >= depth or (split and not {*place[skip : skip + 1]} <= split.keys()):
             raise ValueError(f"folder {'/'.join(place)} in {path} is out of place; {LAYOUT}")
-    loose = sorted("/".join(place) for place in entries if len(place) < depth)
-    if loose:
+    if bare := [top for top in sorted(split) if not any(len(p) == depth - 1 and p[skip] == top for p in folders)]:
+        raise ValueError(f"{bare[0]}/ in {path} has no class folders, so its pictures have no labels: leave it out")
+    if loose := sorted("/".join(place) for place in found if len(place) < depth):
         text = f"files outside the class folders of {path} are ignored: {loose[0]} (of {len(loose)})"
-        warnings.warn(text, stacklevel=4)
-    places = sorted(place for place in entries if len(place) == depth)
-    for place in places:
-        if isinstance(entries[place], Exception):
-            raise ValueError(f"cannot use {'/'.join(place)} in {path}: {entries[place]}") from entries[place]
+        warnings.warn(text, stacklevel=5)
+    places = sorted(place for place in found if len(place) == depth)
+    _check_decoded(path, found, places)
     classes = {place for place in folders if len(place) == depth - 1}
     for empty in sorted(classes - {place[:-1] for place in places}):
         raise ValueError(f"class folder {'/'.join(empty)} in {path} has no pictures")
     names = sorted({place[-1] for place in classes})
-    for part in ("train", "test") if given else ():
-        for name in sorted(set(names) - {place[-1] for place in classes if place[skip] == part}):
-            raise ValueError(f"{part}/ in {path} has no class {name!r}; train/ and test/ need the same ones")
+    for top in sorted(split):
+        own = {place[-1] for place in classes if place[skip] == top}
+        for name in sorted(set(names) - own):
+            raise ValueError(f"{top}/ in {path} has no class {name!r}; {', '.join(sorted(split))} need the same ones")
+    part = np.array([split[place[skip]] for place in places if split], np.int8)
+    return _gathered(path, found, places, [place[-2] for place in places], part)
+
+
+def _splits(path: Path, tops: set[str], is_deep: bool) -> dict[str, int]:
+    """Which of the uppermost folders are splits: folder → 0 train, 1 val, 2 test; {} where they are classes."""
+    split = {top: SPLITS[top.lower()] for top in tops if top.lower() in SPLITS}
+    if 0 not in split.values() or len(split) < 2:
+        return {}
+    names = ", ".join(f"{top}/" for top in sorted(split))
+    if len(set(split.values())) < len(split):
+        raise ValueError(f"{path} has {names}, two of which mean the same split; {LAYOUT}")
+    if not is_deep:
+        raise ValueError(
+            f"{names} in {path} hold pictures without class folders, so their classes are not known; {LAYOUT}"
+        )
+    return split
+
+
+def _by_list(path: Path, found: dict[tuple, _Decoded], given: dict[str, str], labels: Path | None) -> Pictures:
+    """The pictures that a list of labels names, by their place or, where all lies in one folder, below that."""
+    skip = 0
+    tops = {place[0] for place in found if len(place) > 1}
+    if len(tops) == 1 and not any(PurePosixPath(file).parts[0] in tops for file in given):
+        skip = 1
+    here = {"/".join(place[skip:]): place for place in found}
+    if missing := [file for file in given if file not in here]:
+        raise ValueError(f"{labels} names {missing[0]!r} (of {len(missing)}), which is not in {path}")
+    files = sorted(given)
+    if extra := len(here) - len(files):
+        warnings.warn(f"{extra} files in {path} are ignored: {labels} does not name them", stacklevel=5)
+    places = [here[file] for file in files]
+    _check_decoded(path, found, places)
+    return _gathered(path, found, places, [given[file] for file in files], np.zeros(0, np.int8))
+
+
+def _check_decoded(path: Path, found: dict[tuple, _Decoded], places: list[tuple]) -> None:
+    """Refuse pictures that cannot be used, or do not go together."""
+    bad = [place for place in places if found[place].image is None]
+    if bad:
+        first = found[bad[0]]
+        kin = sum(found[place].needs_colour for place in bad) if first.needs_colour else 0
+        advice = f"; colour='rgb' or colour='grey' converts it, and {kin - 1} more like it" if kin else ""
+        raise ValueError(f"cannot use {'/'.join(bad[0])} in {path}: {first.problem}{advice}")
+    shapes: dict[tuple, list[tuple]] = {}
+    for place in places:
+        shapes.setdefault(found[place].image.shape, []).append(place)
+    if len(shapes) < 2:
+        return
+    (a, first), (b, second) = sorted(shapes.items())[:: len(shapes) - 1]  # by channels, then size
+    one, other = "/".join(first[0]), "/".join(second[0])
+    if a[0] != b[0]:
+        counts = Counter()
+        for shape, members_ in shapes.items():
+            counts[shape[0]] += len(members_)
+        raise ValueError(
+            f"grey and colour are mixed: {one} is grey ({counts[1]} are), {other} is colour ({counts[3]} are); "
+            "colour='rgb' or colour='grey' makes them alike"
+        )
+    sizes = f"{one} is {a[2]}x{a[1]}, {other} is {b[2]}x{b[1]}"
+    raise ValueError(f"sizes differ: {sizes}; give image_size to make them equal")
+
+
+def _gathered(
+    path: Path, found: dict[tuple, _Decoded], places: list[tuple], classes: list[str], part: np.ndarray
+) -> Pictures:
+    names = sorted(set(classes))
     if len(names) < 2:
         raise ValueError(f"{path} has only the class {names[0]!r}; two or more are needed")
-    labels = np.array([names.index(place[-2]) for place in places], np.int64)
-    is_test = np.array([place[skip] == "test" for place in places if given], bool)
-    note = f"{len(places)} {' and '.join(sorted(formats))} pictures"
-    return Pictures(np.stack([entries[place] for place in places]), labels, is_test, tuple(names), note)
-
-
-def to_array(image, image_size: int | None) -> np.ndarray:
-    """A PIL picture as (C, H, W)."""
-    from PIL import Image, ImageOps
-
-    if image_size:
-        image = ImageOps.fit(image, (image_size, image_size), Image.Resampling.BILINEAR)  # antialiased in PIL
-    return np.atleast_3d(np.asarray(image)).transpose(2, 0, 1)
+    index = {name: label for label, name in enumerate(names)}
+    labels = np.array([index[name] for name in classes], np.int64)
+    kinds = sorted({found[place].kind for place in places})
+    changes = Counter(change for place in places for change in found[place].changes)
+    told = f" ({', '.join(f'{count} {what}' for what, count in sorted(changes.items()))})" if changes else ""
+    note = f"{len(places)} {' and '.join(kinds)} pictures{told}"
+    return Pictures(np.stack([found[place].image for place in places]), labels, part, tuple(names), note)

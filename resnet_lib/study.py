@@ -123,7 +123,8 @@ class Study:
             own = Path(values["records_to"]).expanduser().resolve() == project_root() / "records"
             if own and (files := records.uncommitted()):
                 raise ValueError(f"records_to={values['records_to']!r}: commit {', '.join(files)} first; {WHY_CLEAN}")
-        options = {name: values[name] or None for name in ("mirror", "image_size")}
+        options = {name: values[name] or None for name in ("mirror", "image_size", "labels") if name in values}
+        options |= {"colour": values.get("colour", "auto")}
         sizes = {name: values[name] for name in ("train_size", "val_fraction")}
         pictures = data.with_test_size(data.load(values["dataset"], **sizes, **options), values.get("test_size", 0))
         device = devices.choose(values["device"])

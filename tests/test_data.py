@@ -22,7 +22,7 @@ import torch
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from resnet_lib import data, pictures
+from resnet_lib import archives, data, pictures
 
 DIGITS = load_digits()
 
@@ -187,6 +187,175 @@ def test_train_and_test_folders_are_kept_for_every_seed(tmp_path):
     assert not torch.equal(sets[0].train.images, sets[1].train.images)
 
 
+@pytest.mark.parametrize(
+    "names", [("train", "val", "test"), ("Train", "valid", "Test"), ("training", "validation", "testing")]
+)
+def test_given_splits_are_used_as_they_are_for_every_seed(tmp_path, names):
+    files = {**tree(8, f"{names[0]}/"), **tree(3, f"{names[1]}/"), **tree(4, f"{names[2]}/")}
+    one, two = (load(write_tar(tmp_path / "a.tar", files), seed=seed) for seed in (0, 1))
+    assert [len(part) for part in (one.train, one.val, one.test)] == [24, 9, 12]
+    assert torch.equal(one.test.images, two.test.images) and torch.equal(one.val.images, two.val.images)
+    assert rows(one.train) == rows(two.train) and not torch.equal(one.train.images, two.train.images)
+    for count, split in ((8, one.train), (3, one.val), (4, one.test)):
+        path = write_tar(tmp_path / f"{count}.tar", tree(count))
+        alone = pictures.read(path, tmp_path, progress=False)
+        assert rows(split) == {(y, *x.flatten().tolist()) for x, y in zip(alone.images, alone.labels, strict=True)}
+
+
+def test_without_a_test_split_a_part_of_train_is_kept_and_the_note_says_so(tmp_path):
+    found = load(write_tar(tmp_path / "a.tar", {**tree(10, "train/"), **tree(3, "val/")}))
+    assert [len(part) for part in (found.train, found.val, found.test)] == [24, 9, 6]
+    assert "no test set: 20% of train/ are kept to test" in found.note
+    assert rows(found.val) == rows(load(write_tar(tmp_path / "b.tar", {**tree(9, "train/"), **tree(3, "val/")})).val)
+
+
+def test_the_line_about_the_data_names_the_classes(tmp_path):
+    found = load(write_tar(tmp_path / "a.tar", tree()))
+    assert found.about()["text"].endswith("6 to test once; 3 classes: one, two, zero.")
+
+
+def test_a_csv_of_file_and_label_serves_pictures_in_any_folder(tmp_path):
+    files = tree()
+    flat = {name.replace("/", "-"): content for name, content in files.items()}
+    expected = load(write_tar(tmp_path / "a.tar", files))
+    lines = [f"{name},{name.split('-')[0]}" for name in flat]
+    (tmp_path / "labels.csv").write_text("\n".join(["\ufefffile,label", *lines]))
+    for path in (
+        write_folder(tmp_path / "flat", flat),
+        write_zip(tmp_path / "flat.zip", {f"all/{n}": c for n, c in flat.items()}),
+    ):
+        found = load(path, labels=tmp_path / "labels.csv")
+        assert rows(found.train) | rows(found.val) | rows(found.test) == rows(expected.train) | rows(
+            expected.val
+        ) | rows(expected.test)
+    with pytest.warns(UserWarning, match="1 files in .* are ignored: .*labels.csv does not name them"):
+        (tmp_path / "labels.csv").write_text("\n".join(["file,label", *lines[1:]]))
+        assert len(load(tmp_path / "flat", labels=tmp_path / "labels.csv").test) == 6
+    for text, message in (
+        ("name,class\na,b", r"first line must name the columns file and label, and is \['name', 'class'\]"),
+        ("file,label\nnone.png,a", "names 'none.png' .of 1., which is not in"),
+        (f"file,label\n{lines[0]}\n{lines[0]}", "names 'zero-00.png' more than once"),
+        ("file,label\nzero-00.png,", "has a line without file or label"),
+    ):
+        (tmp_path / "labels.csv").write_text(text)
+        with pytest.raises(ValueError, match=message):
+            load(tmp_path / "flat", labels=tmp_path / "labels.csv")
+    with pytest.raises(ValueError, match="labels=.*nowhere.csv' cannot be used: .*No such file"):
+        load(tmp_path / "flat", labels=tmp_path / "nowhere.csv")
+
+
+def saved(image, kind="PNG", **options):
+    image.save(buffer := io.BytesIO(), kind, **options)
+    return buffer.getvalue()
+
+
+def one_pixel_of(tmp_path, image, colour, kind="PNG", **options):
+    """The first pixel of a picture among others, and what the note says."""
+    files = tree(mode="RGB") | {"one/00.png": saved(image.resize((8, 8)), kind, **options)}
+    path = write_zip(tmp_path / "a.zip", files)
+    pixels = pictures.read(path, tmp_path, colour=colour, progress=False)
+    return pixels.images[0, :, 0, 0].tolist(), pixels.note
+
+
+CLEAR = [255, 255, 255]  # of a transparent pixel, whatever its colour
+PALETTE = Image.fromarray(np.full((8, 8), 3, np.uint8), "L").convert("P")
+
+
+@pytest.mark.parametrize(
+    ("image", "options", "expected", "told"),
+    [
+        (Image.new("RGBA", (8, 8), (10, 20, 30, 0)), {}, CLEAR, "1 laid on white"),
+        (Image.new("RGBA", (8, 8), (10, 20, 30, 255)), {}, [10, 20, 30], "1 laid on white"),
+        (Image.new("LA", (8, 8), (10, 0)), {}, CLEAR, "1 laid on white"),
+        (PALETTE, {"transparency": 3}, CLEAR, "1 laid on white"),
+        (Image.new("RGB", (8, 8), (1, 2, 3)), {"transparency": (1, 2, 3)}, CLEAR, "1 laid on white"),
+        (Image.new("RGB", (8, 8), (1, 2, 4)), {"transparency": (1, 2, 3)}, [1, 2, 4], "1 laid on white"),
+        (Image.fromarray(np.full((8, 8), 32896, np.uint16)), {}, [128, 128, 128], "1 scaled from 16 bits"),
+        (Image.new("CMYK", (8, 8), (0, 255, 255, 0)), {"kind": "TIFF"}, [255, 0, 0], "1 from CMYK without a profile"),
+        (Image.new("L", (8, 8), 7), {}, [7, 7, 7], "1 made rgb"),
+    ],
+)
+def test_colour_rgb_converts_rightly_and_says_what_it_did(tmp_path, image, options, expected, told):
+    found, note = one_pixel_of(tmp_path, image, "rgb", **options)
+    assert found == expected and told in note
+
+
+def test_a_16_bit_ramp_keeps_all_its_greys(tmp_path):
+    ramp = Image.fromarray(np.linspace(0, 65535, 64).astype(np.uint16).reshape(8, 8))
+    path = write_zip(tmp_path / "a.zip", tree() | {"one/00.png": saved(ramp)})
+    with pytest.raises(
+        ValueError, match="one/00.png .* is of mode I;16.*colour='grey' converts it, and 0 more like it"
+    ):
+        load(path)
+    found = pictures.read(path, tmp_path, colour="grey", progress=False)
+    assert len(np.unique(found.images[0])) == 64
+
+
+def test_cmyk_goes_through_its_profile(tmp_path, monkeypatch):
+    from PIL import ImageCms
+
+    asked = []
+
+    def by_profile(image, own, srgb, outputMode):
+        asked.append(outputMode)
+        return Image.new("RGB", image.size, (9, 8, 7))
+
+    monkeypatch.setattr(ImageCms, "profileToProfile", by_profile)
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    found, note = one_pixel_of(tmp_path, Image.new("CMYK", (8, 8)), "rgb", "JPEG", icc_profile=profile)
+    assert found == [9, 8, 7] and "from CMYK by their profile" in note and asked == ["RGB"]
+
+
+def test_the_first_frame_of_an_animation_is_taken_and_the_note_says_so(tmp_path):
+    frames = [Image.new("L", (8, 8), value) for value in (0, 255)]
+    content = saved(frames[0], "TIFF", save_all=True, append_images=frames[1:])
+    found = load(write_zip(tmp_path / "a.zip", tree() | {"one/00.png": content}))
+    assert "(1 first frames of several)" in found.note
+
+
+def test_a_loose_picture_sets_no_size_and_junk_of_any_spelling_is_ignored(tmp_path):
+    clutter = {"cover.png": picture(0, size=(90, 30)), "one/thumbs.db": b"x", "@eaDir/one/1.png": b"x"}
+    clean = load(write_zip(tmp_path / "a.zip", tree()))
+    with pytest.warns(UserWarning, match="ignored: cover.png"):
+        assert same(load(write_zip(tmp_path / "b.zip", tree() | clutter)), clean)
+
+
+def test_zips_of_windows_and_odd_names_are_read_and_encrypted_ones_are_named(tmp_path):
+    files = tree()
+    clean = load(write_zip(tmp_path / "a.zip", files))
+    names = [zipfile.ZipInfo() for _ in files]
+    for info, name in zip(names, files, strict=True):
+        info.filename = name.replace("/", "\\")
+    with zipfile.ZipFile(tmp_path / "b.zip", "w") as archive:
+        for info, content in zip(names, files.values(), strict=True):
+            archive.writestr(info, content)
+    assert same(load(tmp_path / "b.zip"), clean)
+    odd = {name.replace("one/", "a:b/"): content for name, content in files.items()}
+    assert "a:b" in load(write_tar(tmp_path / "c.tar", odd)).class_names
+    locked = bytearray((tmp_path / "a.zip").read_bytes())
+    for mark, place in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
+        start = locked.find(mark)
+        while start >= 0:
+            locked[start + place] |= 1
+            start = locked.find(mark, start + 4)
+    (tmp_path / "d.zip").write_bytes(locked)
+    with pytest.raises(ValueError, match="'zero/00.png' in .*d.zip is encrypted; make an archive without a password"):
+        load(tmp_path / "d.zip")
+
+
+def test_files_that_are_no_pictures_do_not_stay_in_memory(tmp_path):
+    import tracemalloc
+
+    clutter = {f"notes/{i}.bin": os.urandom(2**20) for i in range(64)}
+    path = write_tar(tmp_path / "a.tar", {f"x/{name}": content for name, content in (tree() | clutter).items()})
+    del clutter
+    tracemalloc.start()
+    with pytest.raises(ValueError, match="cannot use x/notes/0.bin"):
+        load(path)
+    assert tracemalloc.get_traced_memory()[1] < 32 * 2**20
+    tracemalloc.stop()
+
+
 def test_hidden_files_are_ignored_and_loose_files_are_reported(tmp_path):
     clutter = {"one/.DS_Store": b"x", "__MACOSX/one/._00.png": b"x", "one/Thumbs.db": b"x"}
     clean = load(write_zip(tmp_path / "a.zip", tree()))
@@ -298,16 +467,39 @@ def bad_trees():
     yield "empty class", {**files, "three/": b""}, "class folder three in .* has no pictures"
     yield "hidden files only", {**files, "three/.DS_Store": b"x"}, "class folder three in .* has no pictures"
     yield "one class", {"one/1.png": picture(1)}, "has only the class 'one'"
-    yield "corrupt", {**files, "two/03.png": b"no picture"}, "cannot use two/03.png in .*cannot identify"
+    yield (
+        "corrupt",
+        {**files, "two/03.png": b"no picture"},
+        "cannot use two/03.png in .*it is none: pictures of PNG, JPEG",
+    )
     for kind in ("PNG", "JPEG"):
         cut = picture(0, kind=kind, size=(90, 90))[:-100]
         yield f"cut {kind}", {**files, "two/03.x": cut}, "cannot use two/03.x in .*truncated"
-    yield ("mixed", {**files, "two/03.png": picture(0, "RGB")}, "mixed: .*/.*png is grey, two/03.png is colour; conv")
-    yield ("alpha", {**files, "two/03.png": picture(0, "RGBA")}, "two/03.png .* mode RGBA is not grey .* or RGB")
+    yield (
+        "mixed",
+        {**files, "two/03.png": picture(0, "RGB")},
+        "mixed: .*/.*png is grey \\(29 are\\), two/03.png is colour \\(1 are\\); colour='rgb' or",
+    )
+    yield (
+        "alpha",
+        {**files, "two/03.png": picture(0, "RGBA")},
+        "two/03.png .*it is of mode RGBA, not grey .* or RGB; colour='rgb' or colour='grey' converts it, and 0 more",
+    )
     yield ("bomb", {**files, "two/03.png": picture(0, "1", size=(10000, 9000))}, "two/03.png .*decompression bomb")
     yield "deep", {**files, "one/more/1.png": picture(1)}, "folder one/more in .* is out of place"
-    yield "train, val", {**deep, "val/one/1.png": picture(1)}, "folder train/one in .* is out of place"
-    yield "val too", {**deep, "test/one/1.png": picture(1), "val/x/1.png": picture(1)}, "folder val.* is out"
+    yield "val lacks", {**deep, "val/one/1.png": picture(1)}, "val/ in .* has no class 'two'; train, val need the same"
+    yield "more", {**deep, "test/one/1.png": picture(1), "extra/x/1.png": picture(1)}, "folder extra.* is out of place"
+    yield "twice", {**deep, **tree(wrap="val/"), **tree(wrap="valid/")}, "two of which mean the same split"
+    flat = {f"{part}/{i}.png": picture(i) for part in ("train", "test") for i in range(9)}
+    yield "flat", flat, "test/, train/ in .* hold pictures without class folders, so their classes are not known"
+    yield "unlabelled", {**deep, "test/1.png": picture(1)}, "test/ in .* has no class folders, so its pictures have no"
+    yield "empty file", {**files, "two/03.png": b""}, "cannot use two/03.png in .*it is empty"
+    yield "page", {**files, "two/03.png": b"<html>"}, "cannot use two/03.png in .*it is text, HTML or the like"
+    program = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n"
+    yield "program", {**files, "two/03.png": program}, "cannot use two/03.png in .*it is none: pictures of"
+    key = io.BytesIO()
+    Image.open(io.BytesIO(picture(0, "P"))).save(key, "PNG", transparency=3)
+    yield "colour key", {**files, "two/03.png": key.getvalue()}, "it has transparency; colour='rgb'"
     yield "test lacks", {**deep, **{f"test/{n}": c for n, c in two.items()}}, "test/ in .* has no class 'two'"
     yield ("train lacks", {**deep, **tree(wrap="test/"), "test/x/1.png": picture(1)}, "train/ in .* no class 'x'")
     yield ("small class", {**files, "three/1.png": picture(3)}, "class 'three' has too few pictures, 1, for one in the")
@@ -368,7 +560,7 @@ def test_a_file_that_is_no_archive_is_refused(tmp_path):
 def test_a_file_too_big_for_a_picture_is_refused_unread(tmp_path):
     (tmp_path / "bad/one").mkdir(parents=True)
     with open(tmp_path / "bad/one/big.png", "wb") as file:
-        file.truncate(pictures.MAX_FILE_BYTES + 1)
+        file.truncate(archives.MAX_FILE_BYTES + 1)
     with pytest.raises(ValueError, match="'one/big.png' in .* has 268435457 bytes, more than"):
         load(tmp_path / "bad")
 

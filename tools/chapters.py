@@ -127,8 +127,9 @@ def parse_settings(pairs: list[tuple[str, str]], known: dict[str, Parameter]) ->
     A path is relative to where the user stands: a kernel runs in its chapter's folder.
     """
     values = {name: text if name in known and known[name].kind == "str" else scalar(text) for name, text in pairs}
-    if values.get("records_to"):
-        values["records_to"] = os.path.abspath(os.path.expanduser(values["records_to"]))
+    for name in ("records_to", "labels"):
+        if values.get(name):
+            values[name] = os.path.abspath(os.path.expanduser(values[name]))
     dataset = values.get("dataset")
     if isinstance(dataset, str) and os.path.exists(os.path.expanduser(dataset)):
         from resnet_lib.data import KNOWN  # which win over a file of that name

@@ -65,7 +65,7 @@ def practice(e):
     climbed = rungs(e)
     best = max(climbed, key=lambda rung: climbed[rung].mean)
     lines = [
-        f"- **Measure before you shorten.** What a device reports is not what it gains: against float32 bf16 trained {climbed['bf16']} as fast; `precision=\"auto\"` measures before it chooses.",
+        f'- **Measure before you shorten.** What a device reports is not what it gains: against float32 bf16 trained {climbed["bf16"]} as fast; `precision="auto"` measures before it chooses.',
         f"- **Lay the channels last first; it costs nothing.** So a step of a small network ran {climbed['channels_last']} as fast.",
         f"- **Then climb a rung at a time, compilation included, and keep what gains.** The fastest was {words_of(best)}, {climbed[best]}.",
         f"- **In fp16 scale the loss, in bf16 do not.** Unscaled, fp16 rounds {e['scaling/fp16_signals_lost']} of the signals' gradients to zero. Do not fuse SGD beside a loss scaler.",
