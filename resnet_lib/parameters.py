@@ -2,9 +2,12 @@
 
 import ast
 import json
+import math
 import types
 from dataclasses import dataclass
 from pathlib import Path
+
+ZERO_TAKES_ALL = ("image_size", "train_size", "test_size", "situations_size")
 
 
 @dataclass(frozen=True)
@@ -52,30 +55,33 @@ def check(namespace: dict) -> dict:
     A parameter is declared by an annotation: `epochs: int = 10`. Papermill injects any name it is given, with
     hardly a word about a misspelt one; here it is an error.
 
-    Raises: ValueError naming an undeclared parameter, or a value of the wrong type, and what is declared.
+    Raises: ValueError naming an undeclared parameter, or a value of the wrong type or range, and what is declared.
     """
+    if "__annotations__" not in namespace:
+        raise ValueError("the cell that declares the parameters has not been run: run the notebook from its top")
     declared = {n: t for n, t in namespace["__annotations__"].items() if not n.startswith("_")}
     unknown = [name for name in _injected(namespace.get("In", [])) if name not in declared]
     listing = ", ".join(f"{n}: {_name(t)}" for n, t in declared.items())
     if unknown:
         raise ValueError(f"unknown parameter {unknown[0]!r}; this chapter declares {listing}")
     for name, expected in declared.items():
-        if problem := type_problem(name, namespace[name], _name(expected)):
+        if problem := problem_with(name, namespace[name], _name(expected)):
             raise ValueError(f"{problem}; this chapter declares {listing}")
     return {name: namespace[name] for name in declared}
 
 
 def _injected(history: list[str]) -> list[str]:
     """The names that papermill's own cell assigns; IPython keeps each cell's source in `In`."""
-    sources = [source for source in history if source.startswith("# Parameters")]
+    sources = [source for source in history if source.split("\n", 1)[0] == "# Parameters"]
     nodes = [node for source in sources for node in ast.parse(source).body if isinstance(node, ast.Assign)]
     return [target.id for node in nodes for target in node.targets if isinstance(target, ast.Name)]
 
 
-def type_problem(name: str, value: object, expected: str) -> str | None:
+def problem_with(name: str, value: object, expected: str) -> str | None:
     """What is wrong with a value for a parameter declared with this annotation, or None.
 
-    A whole number is fine where a float is declared; a bool is not a number.
+    A whole number is fine where a float is declared; a bool is not a number. Numbers are counts, sizes and rates: above
+    0 and finite, where 0 does not take all there is. A list names at least one value.
     """
     outer, _, inner = expected.partition("[")
     allowed = {"float": (int, float), "int": (int,), "str": (str,), "bool": (bool,), "list": (list, tuple)}.get(outer)
@@ -83,10 +89,12 @@ def type_problem(name: str, value: object, expected: str) -> str | None:
         return None
     if not isinstance(value, allowed) or (isinstance(value, bool) and outer != "bool"):
         return f"parameter {name}={value!r} must be of type {expected}, not {type(value).__name__}"
-    if outer == "list" and inner:
-        for item in value:
-            if problem := type_problem(name, item, inner.rstrip("]")):
-                return problem
+    if outer == "list":
+        if not value:
+            return f"parameter {name}={value!r} must hold at least one value"
+        return next(filter(None, (problem_with(name, item, inner.rstrip("]")) for item in value)), None)
+    if outer in ("int", "float") and not (0 < value < math.inf or (value == 0 and name in ZERO_TAKES_ALL)):
+        return f"parameter {name}={value!r} must be {'at least 0' if name in ZERO_TAKES_ALL else 'above 0'} and finite"
     return None
 
 

@@ -127,6 +127,10 @@ class Study:
         options |= {"colour": values.get("colour", "auto")}
         sizes = {name: values[name] for name in ("train_size", "val_fraction")}
         pictures = data.with_test_size(data.load(values["dataset"], **sizes, **options), values.get("test_size", 0))
+        if values.get("batch_size", 1) > len(pictures.train):
+            raise ValueError(
+                f"batch_size={values['batch_size']} is larger than the {len(pictures.train)} training pictures"
+            )
         device = devices.choose(values["device"])
         if "number_format" in values:
             values["number_format"] = ceilings.choose_precision(values["number_format"], device)  # where it is auto

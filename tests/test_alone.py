@@ -112,6 +112,7 @@ def test_in_a_checkout_or_installed_the_first_cell_does_nothing(tmp_path, lonely
         notebooks.BOOTSTRAP.replace("subprocess.run(", "raise SystemError(")
         + "\nimport resnet_lib; print(resnet_lib.where)"
     )
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     for folder in (chapter_folder, tmp_path / "checkout"):
-        ran = subprocess.run([lonely_python, "-c", code], cwd=folder, capture_output=True, text=True)
+        ran = subprocess.run([lonely_python, "-c", code], cwd=folder, env=environment, capture_output=True, text=True)
         assert ran.stdout == "checkout\n", ran.stderr

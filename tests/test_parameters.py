@@ -6,6 +6,7 @@ from resnet_lib import parameters
 
 DECLARED = """
 seeds: int = 3
+train_size: int = 0
 rate: float = 0.5
 name: str = "digits"
 resume: bool = False
@@ -27,6 +28,7 @@ def check(injected=""):
 def test_the_declared_values_come_back_in_order():
     assert check() == {
         "seeds": 3,
+        "train_size": 0,
         "rate": 0.5,
         "name": "digits",
         "resume": False,
@@ -45,7 +47,10 @@ def test_whole_numbers_are_fine_where_floats_are_declared():
 @pytest.mark.parametrize(
     ("injected", "message"),
     [
-        ("sedes = 5", "unknown parameter 'sedes'; this chapter declares seeds: int, rate: float, name: str"),
+        (
+            "sedes = 5",
+            "unknown parameter 'sedes'; this chapter declares seeds: int, train_size: int, rate: float, name",
+        ),
         ("epochs = {}", "unknown parameter 'epochs'"),
         ("seeds = 2.0", "parameter seeds=2.0 must be of type int, not float"),
         ("seeds = '5'", "parameter seeds='5' must be of type int, not str"),
@@ -57,6 +62,13 @@ def test_whole_numbers_are_fine_where_floats_are_declared():
         ("depths = 8", r"parameter depths=8 must be of type list\[int\], not int"),
         ("depths = [8, 2.5]", "parameter depths=2.5 must be of type int, not float; this chapter declares"),
         ("depths = [True]", "parameter depths=True must be of type int, not bool"),
+        ("seeds = 0", "parameter seeds=0 must be above 0 and finite; this chapter declares"),
+        ("seeds = -1", "parameter seeds=-1 must be above 0 and finite"),
+        ("rate = float('nan')", "parameter rate=nan must be above 0 and finite"),
+        ("rate = float('inf')", "parameter rate=inf must be above 0 and finite"),
+        ("rates = [0.1, 0.0]", "parameter rates=0.0 must be above 0 and finite"),
+        ("rates = []", r"parameter rates=\[\] must hold at least one value"),
+        ("train_size = -1", "parameter train_size=-1 must be at least 0 and finite"),
         ("rates = ['a']", "parameter rates='a' must be of type float, not str"),
     ],
 )

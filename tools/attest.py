@@ -7,7 +7,6 @@ the record and here. Where all rows agree, times aside, the record notes it and 
 and the table says why. A timing cannot be attested: it must be measured again.
 """
 
-import argparse
 import datetime
 import json
 import os
@@ -19,7 +18,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from tools import measure
-from tools.chapters import ROOT, declared, read
+from tools.chapters import ROOT, command, declared, read
 
 TIMES = re.compile(r"(^|_)(s|ms|us|made)$|^time_")  # columns that two runs of the same code do not share
 HOW = "tiny rows at the commit that made the record and at this one, on one machine: identical, times aside"
@@ -170,7 +169,7 @@ def both(folder: Path, chapter: str, commit: str, experiments: tuple, today: dic
 def main(arguments: list[str] | None = None) -> int:
     from resnet_lib import records
 
-    parser = argparse.ArgumentParser(prog="python -m tools.attest", description=__doc__.splitlines()[0])
+    parser = command("tools.attest", __doc__)
     parser.add_argument("chapters", nargs="*", help="default: every chapter that has records")
     options = parser.parse_args(arguments)
     there = sorted(path.name for path in (ROOT / "records").iterdir() if path.is_dir())

@@ -1,14 +1,27 @@
 """What every tool asks of a chapter, with the standard library alone: cells, parameters, profiles."""
 
+import argparse
 import json
 import os
 import re
+import sys
 from pathlib import Path
 
-from resnet_lib.parameters import Parameter, declared_in, type_problem
+from resnet_lib.parameters import Parameter, declared_in, problem_with
 
 ROOT = Path(__file__).resolve().parents[1]
 declared = declared_in  # of a notebook as `read` gives it
+
+
+def command(module: str, text: str | None) -> argparse.ArgumentParser:
+    """The parser of a tool, described by the first line of its docstring, which python -OO leaves out.
+
+    What it prints is UTF-8 whatever the locale: a × must not stop a program that has measured for an hour.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(encoding="utf-8", errors="backslashreplace")
+    return argparse.ArgumentParser(prog=f"python -m {module}", description=(text or "").partition("\n")[0])
 
 
 def toc_pages(root: Path = ROOT) -> list[Path]:
@@ -66,7 +79,7 @@ def check(values: dict, known: dict[str, Parameter], chapter: str) -> None:
     """Refuse a value for an undeclared parameter, or one of the wrong type, naming the declared ones."""
     problems = [f"it has no parameter {name!r}" for name in values if name not in known]
     problems += filter(
-        None, (type_problem(name, values[name], p.kind) for name, p in known.items() if name in values and p.kind)
+        None, (problem_with(name, values[name], p.kind) for name, p in known.items() if name in values and p.kind)
     )
     if problems:
         listing = ", ".join(f"{p.name} ({p.kind or 'any'})" for p in known.values()) or "none"

@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from tools import measure
-from tools.chapters import ROOT, declared, read
+from tools.chapters import ROOT, command, declared, read
 from tools.display import Display, summary
 from tools.plan import Job, changes, ingredients_of, plan
 from tools.runner import Runner, kernel_environment
@@ -81,7 +81,7 @@ def run_all(todo: list[Job], workers: int, runner: Runner, environment: dict) ->
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m tools.execute", description=__doc__.splitlines()[0])
+    parser = command("tools.execute", __doc__)
     parser.add_argument("chapters", nargs="*", help="names from _toc.yml; all of them where none is given")
     parser.add_argument(
         "--profile", default="smoke", help="smoke (the notebooks' own defaults) or a folder of profiles/"

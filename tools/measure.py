@@ -3,13 +3,12 @@
 python -m tools.measure residual --only tuning --profile cpu --set dataset=pictures.tar.xz --set records_to=records
 """
 
-import argparse
 import importlib
 import sys
 import traceback
 from pathlib import Path
 
-from tools.chapters import ROOT, check, declared, parse_settings, read, read_profile
+from tools.chapters import ROOT, check, command, declared, parse_settings, read, read_profile
 
 
 def experiments_of(chapter: str) -> tuple:
@@ -74,7 +73,7 @@ def measure(chapter: str, names: list[str], known: dict, values: dict):
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m tools.measure", description=__doc__.splitlines()[0])
+    parser = command("tools.measure", __doc__)
     parser.add_argument("chapter", type=lambda text: Path(text).stem)
     parser.add_argument("--only", nargs="+", default=[], metavar="EXPERIMENT", help="default: all of the chapter")
     parser.add_argument("--profile", default="smoke", help="whose settings (default: %(default)s)")

@@ -3,7 +3,6 @@
 python -m tools.notebooks check|fix|nbval [chapters/residual.ipynb …]      (every chapter where none is named)
 """
 
-import argparse
 import ast
 import json
 import os
@@ -13,7 +12,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from tools.chapters import ROOT, code_cells, read, tags, toc_chapters
+from tools.chapters import ROOT, code_cells, command, read, tags, toc_chapters
 
 CHECKED = "nbval-check-output"  # a cell whose output is kept and compared
 SKIPPED = "nbval-skip"  # a cell that measures or shows: papermill runs it, nbval does not
@@ -42,7 +41,9 @@ import os
 import subprocess
 import sys
 
-sys.path += [os.path.abspath(root) for root in ("..", ".") if os.path.isdir(f"{root}/resnet_lib")]
+for _root in ("..", "."):
+    if os.path.isfile(f"{_root}/resnet_lib/__init__.py"):
+        sys.path.append(os.path.abspath(_root))
 if importlib.util.find_spec("resnet_lib") is None:
     _source = os.environ.get("RESNET_LIB_SOURCE", "git+ADDRESS")
     _install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", _source]
@@ -197,7 +198,7 @@ def nbval(paths: list[Path], environment: dict) -> int:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m tools.notebooks", description=__doc__.splitlines()[0])
+    parser = command("tools.notebooks", __doc__)
     parser.add_argument("action", choices=("check", "fix", "nbval"))
     parser.add_argument("paths", nargs="*", type=Path, help="default: every chapter of _toc.yml")
     options = parser.parse_args(arguments)

@@ -39,7 +39,7 @@ class Job:
 
     @property
     def partial(self) -> Path:
-        return self.output.with_name(f".{self.chapter}.part.ipynb")
+        return self.output.with_name(f".{self.chapter}.{os.getpid()}.part.ipynb")  # of this process alone
 
     @property
     def failed(self) -> Path:

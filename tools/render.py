@@ -3,7 +3,6 @@
 python -m tools.render --profile smoke
 """
 
-import argparse
 import hashlib
 import json
 import os
@@ -15,7 +14,7 @@ import time
 from importlib import metadata
 from pathlib import Path
 
-from tools.chapters import ROOT, code_cells, read, tags, toc_pages
+from tools.chapters import ROOT, code_cells, command, read, tags, toc_pages
 
 MATHJAX = "3.2.2"
 MATHJAX_PARTS = ("es5/tex-mml-chtml.js", "es5/output/chtml/fonts/", "es5/input/tex/extensions/", "LICENSE")
@@ -174,7 +173,7 @@ def render(root: Path, profile: str) -> int:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m tools.render", description=__doc__.splitlines()[0])
+    parser = command("tools.render", __doc__)
     parser.add_argument("--profile", default="smoke", help="whose executed chapters to show (default: %(default)s)")
     parser.add_argument("--root", type=Path, default=ROOT, help="the book's folder (default: this checkout)")
     options = parser.parse_args(arguments)

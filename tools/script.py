@@ -3,7 +3,6 @@
 python -m tools.script chapters/residual.ipynb -f profiles/full/residual.yml -p records_to records
 """
 
-import argparse
 import linecache
 import os
 import sys
@@ -12,7 +11,7 @@ import traceback
 import types
 from pathlib import Path
 
-from tools.chapters import ROOT, check, code_cells, declared, parse_settings, read, read_profile, tags
+from tools.chapters import ROOT, check, code_cells, command, declared, parse_settings, read, read_profile, tags
 
 
 def run(path: Path, parameters: dict, only_measurements: bool = False, log=sys.stderr) -> dict:
@@ -51,7 +50,7 @@ def run(path: Path, parameters: dict, only_measurements: bool = False, log=sys.s
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m tools.script", description=__doc__.splitlines()[0])
+    parser = command("tools.script", __doc__)
     parser.add_argument("chapter", type=Path)
     parser.add_argument("-f", "--file", type=Path, help="a file of parameters, profiles/<profile>/<chapter>.yml")
     parser.add_argument("-p", "--parameter", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"))
