@@ -107,6 +107,7 @@ class Study:
     made: dict[str, records.Record] = field(default_factory=dict)  # experiment → this run's record
     finished: dict[str, list[dict]] = field(default_factory=dict)  # the runs of this process, by key
     judged: set[str] = field(default_factory=set)  # ids of the claims shown so far
+    before_run: Callable[[], object] | None = None  # called before each run that is made; what it raises stops there
 
     @classmethod
     def open(cls, chapter: str, namespace: dict, experiments: Sequence[Experiment]) -> "Study":
@@ -202,7 +203,8 @@ class Study:
             "torch": torch.__version__,
         }
         with precision.number_format(self.values.get("number_format", "fp32")):  # PyTorch's default allows some TF32
-            return sweep.run(function, missing, recipe=recipe, resume=self.values["resume"], finished=self.finished)
+            how = {"resume": self.values["resume"], "finished": self.finished, "before": self.before_run}
+            return sweep.run(function, missing, recipe=recipe, **how)
 
     def _keeps(self, experiment: Experiment, row: dict) -> bool:
         return not experiment.kept or row["what"] in experiment.kept

@@ -22,6 +22,7 @@ def run(
     recipe: dict,
     resume: bool = False,
     finished: dict[str, list[dict]] | None = None,
+    before: Callable[[], object] | None = None,
     progress: bool = True,
 ) -> list[list[dict]]:
     """Call `function(**condition)` for each condition and collect its rows, each with the condition's columns.
@@ -31,6 +32,7 @@ def run(
         recipe: what else decides the result: code, settings, the data's fingerprint; with a condition, a run's key.
         resume: keep each finished run in the cache folder, and take it from there the next time.
         finished: runs by their key, looked up first and added to: what several experiments share is run once.
+        before: called before each run that is made; what it raises stops there, with the finished runs kept.
     Returns: the rows of each condition, as a record stores them; run_s is the time the run took when it was made.
     """
     from tqdm import tqdm
@@ -47,6 +49,8 @@ def run(
         if key not in finished and resume and path.exists():
             finished[key] = json.loads(path.read_text(encoding="utf-8"))
         if key not in finished:
+            if before:
+                before()
             started = time.perf_counter()
             rows = [condition | row for row in function(**condition)]
             elapsed = time.perf_counter() - started

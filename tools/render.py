@@ -93,6 +93,7 @@ def assemble(root: Path, executed: Path, book: Path, mathjax: Path | None) -> No
             shutil.copy(page, target)
     shutil.copy(root / "_toc.yml", book)
     config = yaml.safe_load((root / "_config.yml").read_text("utf-8"))
+    config["sphinx"].pop("local_extensions", None)  # it stops a build of notebooks without outputs
     for name in ("_static", "images"):
         if (root / name).is_dir():
             shutil.copytree(root / name, book / name)

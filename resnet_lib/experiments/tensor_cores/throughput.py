@@ -32,7 +32,7 @@ def too_slow(side: int, form: str, device) -> float:
     """
     if side <= RULED["product_sides"] or device.type != "cpu":
         return 0.0
-    once = ceilings.matmul(PROBE, form, device, seconds=1e-3)["time_s"] * (side / PROBE) ** 3
+    once = ceilings.matmul(PROBE, form, device, seconds=1e-3)["min_s"] * (side / PROBE) ** 3  # a hiccup is no slowness
     return once if once > SLOWEST_S else 0.0
 
 
