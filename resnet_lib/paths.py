@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import tempfile
 from pathlib import Path
 
 
@@ -16,7 +17,10 @@ def cache_folder() -> Path:
     """Where decoded data and finished runs are kept: $RESNET_LIB_CACHE, else the user's cache folder."""
     if own := os.environ.get("RESNET_LIB_CACHE"):
         return Path(own).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "resnet_lib"
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "resnet_lib"
+    except RuntimeError:  # a container's user without a home
+        return Path(tempfile.gettempdir()) / "resnet_lib"
 
 
 def write_atomically(path: Path, text: str) -> None:

@@ -118,7 +118,7 @@ def _naming(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        words = f"the record cannot be written ({error.strerror}); choose a folder you may write to"
+        words = f"nothing can be written there ({error.strerror}); choose a folder that you may write to"
         raise type(error)(error.errno, words, str(path)) from error
 
 

@@ -23,7 +23,7 @@ from resnet_lib import (
     sweep,
     verdicts,
 )
-from resnet_lib.paths import project_root
+from resnet_lib.paths import cache_folder, project_root
 
 LONG = 6  # rows of a table that stands open
 BOOK_PAGE = "BOOK_PAGE"  # set in the environment of a run whose outputs become the book's pages
@@ -107,6 +107,7 @@ class Study:
     made: dict[str, records.Record] = field(default_factory=dict)  # experiment → this run's record
     finished: dict[str, list[dict]] = field(default_factory=dict)  # the runs of this process, by key
     judged: set[str] = field(default_factory=set)  # ids of the claims shown so far
+    saves: bool = True  # records; False in a process that only helps another with its runs
     before_run: Callable[[], object] | None = None  # called before each run that is made; what it raises stops there
 
     @classmethod
@@ -124,6 +125,8 @@ class Study:
             own = Path(values["records_to"]).expanduser().resolve() == project_root() / "records"
             if own and (files := records.uncommitted()):
                 raise ValueError(f"records_to={values['records_to']!r}: commit {', '.join(files)} first; {WHY_CLEAN}")
+        if values.get("resume"):
+            records.check_writable(cache_folder())
         options = {name: values[name] or None for name in ("mirror", "image_size", "labels") if name in values}
         options |= {"colour": values.get("colour", "auto")}
         sizes = {name: values[name] for name in ("train_size", "val_fraction")}
@@ -185,7 +188,7 @@ class Study:
             rules=self._rules(experiment), attested=base.attested if base else [], wall_s=wall_s,
         )  # fmt: skip
         self.made[experiment.name] = record = _estimated(experiment, record)
-        if self.values["records_to"]:
+        if self.values["records_to"] and self.saves:
             records.save(record, self.values["records_to"])
         return rows
 

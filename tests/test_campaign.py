@@ -167,7 +167,7 @@ def test_records_are_collected_where_their_code_is_this_code(tmp_path, monkeypat
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        (["--minutes", "0"], "--minutes 0.0 must be above 0"),
+        (["--minutes", "0"], "--minutes 0.0 must be above 0, and --jobs 1 at least 1"),
         (["--only", "residual/nothing"], "no experiment residual/nothing; there are tensor_cores/throughput"),
         (["--set", "seeds"], "--set seeds: write NAME=VALUE"),
         (["--set", "sedes=3"], "has a parameter 'sedes'"),

@@ -261,3 +261,11 @@ def test_a_run_gets_the_pictures_and_the_device(capsys):
 
     peeking = replace(SIZE, run=seen)
     open_study([peeking]).measure(peeking)
+
+
+def test_a_cache_that_cannot_be_written_is_named_before_the_first_run(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("no folder")
+    monkeypatch.setenv("RESNET_LIB_CACHE", str(tmp_path / "file" / "cache"))
+    with pytest.raises(OSError, match="nothing can be written there .*file/cache"):
+        open_study(resume=True)
+    assert CALLS == [] and open_study(resume=False).measure(SIZE)

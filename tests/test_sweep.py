@@ -1,11 +1,16 @@
 """A sweep adds its conditions to every row, and a resumed or shared run is not run again."""
 
 import json
+import os
+import subprocess
+import sys
+import time
 
 import pytest
 
 from resnet_lib import sweep
 from resnet_lib.paths import cache_folder
+from tests.conftest import ROOT
 
 CALLS = []
 
@@ -83,3 +88,52 @@ def test_kept_runs_are_whole_json_files():
     run(measured, RUNS, resume=True)
     files = list((cache_folder() / "runs").iterdir())
     assert len(files) == 4 and all(json.loads(file.read_text()) for file in files)
+
+
+SHARED = """
+import sys, time
+from resnet_lib import sweep
+def slow(n):
+    time.sleep(0.1)
+    with open(sys.argv[1], "a") as file:
+        print(n, file=file)
+    return [{"value": 2 * n}]
+rows = sweep.run(slow, sweep.conditions(n=range(12)), recipe={}, resume=True, progress=False)
+print([row["value"] for (row,) in rows])
+"""
+
+
+def start_shared(tmp_path):
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "RESNET_LIB_CACHE": str(tmp_path / "cache")}
+    command = [sys.executable, "-c", SHARED, str(tmp_path / "made")]
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
+
+
+def test_processes_share_runs_each_is_made_once_and_all_return_all_rows(tmp_path):
+    processes = [start_shared(tmp_path) for _ in range(3)]
+    printed = [process.communicate(timeout=60)[0].strip() for process in processes]
+    assert printed == [str([2 * n for n in range(12)])] * 3
+    made = (tmp_path / "made").read_text().split()
+    assert sorted(map(int, made)) == list(range(12))
+    assert not list((tmp_path / "cache" / "runs").glob("*.claim"))
+
+
+def test_what_a_killed_process_was_making_is_made_by_another(tmp_path):
+    killed = start_shared(tmp_path)
+    limit = time.monotonic() + 60
+    while time.monotonic() < limit and not list((tmp_path / "cache").glob("runs/*.claim")):
+        time.sleep(0.01)
+    killed.kill()
+    killed.communicate()
+    assert start_shared(tmp_path).communicate(timeout=60)[0].strip() == str([2 * n for n in range(12)])
+    assert not list((tmp_path / "cache" / "runs").glob("*.claim"))
+
+
+def test_a_damaged_run_is_named_and_made_again(tmp_path):
+    first = run(measured, [{"depth": 8, "seed": 0}], resume=True)
+    (path,) = (tmp_path / "runs").glob("*.json")
+    path.write_text(path.read_text()[:20])
+    with pytest.warns(UserWarning, match=f"{path.name} is damaged, so this run is made again"):
+        again = run(measured, [{"depth": 8, "seed": 0}], resume=True)
+    assert [row["error"] for (row, _) in again] == [row["error"] for (row, _) in first]
+    assert json.loads(path.read_text()) == again[0] and len(CALLS) == 2

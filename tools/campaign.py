@@ -134,6 +134,7 @@ def run(
     profile: str,
     settings: list[tuple[str, str]],
     at: float,
+    jobs: int = 1,
     say: Callable[..., object] = print,
 ) -> None:
     """Measure in order until all is done or the clock reads `at`; the summary tells what was done, failed, is left."""
@@ -161,7 +162,8 @@ def run(
                         studies[chapter] = measure.open_study(chapter, known, values | {"resume": True})
                     study = studies[chapter]
                     study.before_run = lambda here=left[key], time_left=at: told(here, time_left)
-                    study.measure(experiment)
+                    with measure.helped(chapter, [] if experiment.timed else [name], study.values, jobs):
+                        study.measure(experiment)
                     record = study.made[name]
                     done[key] = {"rows": len(record.rows), "runs_s": round(record.wall_s, 1), "notes": record.notes}
                     failed.pop(key, None)
@@ -256,6 +258,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--profile", default="full", help="whose settings (default: full)")
     parser.add_argument("--dataset", default="", help="in place of the profile's, say an archive of pictures")
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="of all chapters that have it")
+    parser.add_argument("--jobs", type=int, default=1, help="processes that share runs which are no timings")
     parser.add_argument("--archive", type=Path, default=Path("campaign.tar.xz"), help="to go on from, and to write")
     parser.add_argument("--only", nargs="+", default=[], metavar="CHAPTER/EXPERIMENT", help="these, in this order")
     parser.add_argument("--collect", action="store_true", help="bring its records into records/")
@@ -264,8 +267,8 @@ def main(arguments: list[str] | None = None) -> int:
         if options.collect:
             print("\n".join(collect(options.archive, ROOT / "records")))
             return 0
-        if not options.minutes > 0:
-            raise ValueError(f"--minutes {options.minutes} must be above 0")
+        if not options.minutes > 0 or options.jobs < 1:
+            raise ValueError(f"--minutes {options.minutes} must be above 0, and --jobs {options.jobs} at least 1")
         if bad := [text for text in options.set if "=" not in text]:
             raise ValueError(f"--set {bad[0]}: write NAME=VALUE")
         known = order()
@@ -281,7 +284,8 @@ def main(arguments: list[str] | None = None) -> int:
         at = started + 60 * options.minutes - RESERVED_S
         signal.signal(signal.SIGTERM, signal.default_int_handler)
         try:
-            run(pairs, folder, summary, device=options.device, profile=options.profile, settings=settings, at=at)
+            how = {"device": options.device, "profile": options.profile, "jobs": options.jobs}
+            run(pairs, folder, summary, **how, settings=settings, at=at)
         finally:  # after Ctrl-C too
             pack(archive, folder, summary)
         shutil.rmtree(folder)

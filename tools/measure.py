@@ -1,11 +1,16 @@
 """Measure a chapter's experiments without its notebook, all of them or some; no Jupyter and no matplotlib needed.
 
-python -m tools.measure residual --only tuning --profile cpu --set dataset=pictures.tar.xz --set records_to=records
+python -m tools.measure residual --only tuning --profile cpu --jobs 2 --set dataset=pictures.zip --set records_to=mine
 """
 
+import contextlib
 import importlib
+import json
+import os
+import subprocess
 import sys
 import traceback
+from collections.abc import Iterator
 from pathlib import Path
 
 from tools.chapters import ROOT, check, command, declared, parse_settings, read, read_profile
@@ -56,20 +61,55 @@ def open_study(chapter: str, known: dict, values: dict):
     return Study.open(chapter, namespace | {"__annotations__": annotations}, experiments_of(chapter))
 
 
-def measure(chapter: str, names: list[str], known: dict, values: dict):
+def as_settings(values: dict) -> list[str]:
+    """Values as a command line takes them: --set NAME=VALUE."""
+    texts = {name: value if isinstance(value, str) else json.dumps(value) for name, value in values.items()}
+    return [word for name, text in texts.items() for word in ("--set", f"{name}={text}")]
+
+
+@contextlib.contextmanager
+def helped(chapter: str, names: list[str], values: dict, jobs: int) -> Iterator[None]:
+    """Processes that make runs of these experiments beside the one in the block, and end with it."""
+    call = [sys.executable, "-m", "tools.measure", chapter, "--no-records", "--only", *names, *as_settings(values)]
+    quiet = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
+    helpers = [subprocess.Popen(call, env=environment, **quiet) for _ in range(jobs - 1)] if names else []
+    try:
+        yield
+    finally:
+        for helper in helpers:
+            helper.terminate()
+        for helper in helpers:
+            helper.wait()
+
+
+def measure(chapter: str, names: list[str], known: dict, values: dict, jobs: int = 1, saves: bool = True):
     """Measure the experiments named, with what they need; a record each as soon as it is done.
 
+    Args: jobs: processes that share the runs. Times are taken last, by this process alone.
     Returns: the study, in whose `made` the records are.
     """
     wanted = chosen(experiments_of(chapter), names)
-    study = open_study(chapter, known, values)
-    for experiment in wanted:
+    shared = [experiment for experiment in wanted if not experiment.timed]
+    study = open_study(chapter, known, values | ({"resume": True} if jobs > 1 else {}))
+    study.saves = saves
+    if jobs > 1:
+        with helped(chapter, [one.name for one in shared], values | {"resume": True}, jobs):
+            told(study, shared)
+        told(study, [experiment for experiment in wanted if experiment.timed])
+    else:
+        told(study, wanted)
+    return study
+
+
+def told(study, experiments: list) -> None:
+    """Measure, and print what was measured."""
+    for experiment in experiments:
         study.measure(experiment)
         record = study.made[experiment.name]
-        print(f"{chapter}/{experiment.name}: {len(record.rows)} rows, {record.wall_s:.1f} s of runs", flush=True)
+        print(f"{study.chapter}/{experiment.name}: {len(record.rows)} rows, {record.wall_s:.1f} s of runs", flush=True)
         for note in record.notes:
             print(f"  not measured: {note}", flush=True)
-    return study
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -78,8 +118,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--only", nargs="+", default=[], metavar="EXPERIMENT", help="default: all of the chapter")
     parser.add_argument("--profile", default="smoke", help="whose settings (default: %(default)s)")
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a parameter; may be repeated")
+    parser.add_argument("--jobs", type=int, default=1, help="processes that share the runs; times are taken by one")
+    parser.add_argument("--no-records", action="store_true", help="make the runs, and write no record of them")
     options = parser.parse_args(arguments)
     try:
+        if options.jobs < 1:
+            raise ValueError(f"--jobs {options.jobs} must be at least 1")
         pairs = [tuple(text.split("=", 1)) for text in options.set]
         if bad := [text for text in options.set if "=" not in text]:
             raise ValueError(f"--set {bad[0]}: write NAME=VALUE")
@@ -89,7 +133,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     try:
-        measure(options.chapter, options.only, known, values)
+        measure(options.chapter, options.only, known, values, options.jobs, not options.no_records)
     except KeyboardInterrupt:
         print("stopped; finished runs are kept where resume is true, finished records always", file=sys.stderr)
         return 130
