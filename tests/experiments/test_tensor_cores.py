@@ -221,6 +221,8 @@ def test_a_rate_over_the_references_is_paired_by_round_not_by_position():
     rows = products("fp32", (1, 2, 4)) + products("bf16", (3, 6, 12))[::-1]
     assert rates.faster(rows, "bf16").mean == pytest.approx(3) and rates.faster(rows, "bf16").sd < 1e-9
     assert rates.faster(rows, "fp8") is None
+    lacking = [row for row in rows if (row["form"], row["round"]) != ("bf16", 1)]
+    assert rates.faster(lacking, "bf16").n == rates.faster(rows, "bf16").n - 1, "a round counts that has both"
 
 
 def test_a_device_without_tensor_cores_says_so_for_every_format():

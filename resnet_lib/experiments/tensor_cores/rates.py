@@ -12,12 +12,14 @@ def slim(rows: list[dict]) -> list[dict]:
 
 
 def faster(rows, form: str, reference: str = "fp32", **where) -> stats.Estimate | None:
-    """Rate over the reference's, round by round; None where there is none, or a result was wrong."""
+    """Rate over the reference's, in the rounds that measured both; None where there is none, or a result was wrong."""
     rows = [r for r in rows if all(r.get(k) == v for k, v in where.items())]
     rows = [r for r in rows if r["form"] in (form, reference)]
     if form not in {r["form"] for r in rows} or not all(ceilings.is_correct(r) for r in rows):
         return None
-    return stats.paired_ratio(rows, "rate", "form", form, reference, pair=("round",))
+    rounds = [{r["round"] for r in rows if r["form"] == one} for one in (form, reference)]
+    both = [r for r in rows if r["round"] in rounds[0] & rounds[1]]  # a product that one round took for too slow
+    return stats.paired_ratio(both, "rate", "form", form, reference, pair=("round",))
 
 
 def log_axis(axis, values) -> None:
