@@ -14,7 +14,7 @@ book: .venv/.ready  ## execute what changed, render the pages
 test: .venv/.ready  ## everything that CI runs
 	$(run) -m ruff check . && $(run) -m ruff format --check .
 	$(run) -m tools.notebooks check
-	$(run) -m pytest -q
+	OMP_NUM_THREADS=1 $(run) -m pytest -q -n $(or $(JOBS),2) --dist loadfile
 	$(run) -m tools.notebooks nbval
 	$(run) -m tools.execute
 	$(run) -m tools.render

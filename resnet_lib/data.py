@@ -12,10 +12,11 @@ import numpy as np
 import torch
 
 from resnet_lib.paths import cache_folder
-from resnet_lib.pictures import COLOURS, Pictures, read, to_array
+from resnet_lib.pictures import CHUNK, COLOURS, Pictures, gathered, read, to_array
 
 TORCHVISION = {"cifar10": "CIFAR10", "cifar100": "CIFAR100", "fashion_mnist": "FashionMNIST"}
 KNOWN = ("digits", *TORCHVISION)
+LARGE = 2**30  # bytes of pictures from which on splits lie in files, of which a batch reads what it needs
 TEST_FRACTION = 0.2  # of the pictures, where the source brings no test set of its own
 
 
@@ -127,16 +128,36 @@ def load(
         name = re.sub(r"\.(tar(\.\w+)?|t[gx]z|zip)$", "", path.name)
 
     indices = _split(pictures, train_size, val_fraction, seed)
-    images, labels = torch.from_numpy(pictures.images), torch.from_numpy(pictures.labels)
-    train, val, test = (Split(images[i], labels[i]) for i in map(torch.from_numpy, indices))
     identity = hashlib.sha256(json.dumps([pictures.images.shape, pictures.class_names]).encode())
-    for array in (pictures.images, pictures.labels, *indices):
+    for start in range(0, len(pictures.images), CHUNK):
+        identity.update(np.ascontiguousarray(pictures.images[start : start + CHUNK]))
+    for array in (pictures.labels, *indices):
         identity.update(memoryview(np.ascontiguousarray(array, array.dtype.newbyteorder("<"))))
     names, fingerprint = pictures.class_names, identity.hexdigest()[:16]
+    train, val, test = (
+        Split(
+            _chosen(pictures.images, part, root / f"{fingerprint}-{where}.npy"), torch.from_numpy(pictures.labels[part])
+        )
+        for where, part in zip(("train", "val", "test"), indices, strict=True)
+    )
     note = pictures.note
     if len(pictures.part) and 2 not in pictures.part:
         note += f", which bring no test set: {TEST_FRACTION:.0%} of train/ are kept to test"
     return Dataset(name, train, val, test, names, fingerprint, *_mean_std(train.images), note)
+
+
+def _chosen(images: np.ndarray, rows: np.ndarray, file: Path) -> torch.Tensor:
+    """Some pictures, in this order: in memory or, of a large source, as a view of a file."""
+    if len(rows) * images[0].nbytes <= LARGE:
+        return torch.from_numpy(np.ascontiguousarray(images[rows]))
+    if not file.exists():
+        partial = file.with_suffix(f".{os.getpid()}.partial")
+        try:
+            gathered(images.transpose(0, 2, 3, 1), rows, partial)
+            os.replace(partial, file)
+        finally:
+            partial.unlink(missing_ok=True)
+    return torch.from_numpy(np.load(file, mmap_mode="c")).permute(0, 3, 1, 2)
 
 
 def _mixed_order(labels: np.ndarray, seed: int) -> np.ndarray:

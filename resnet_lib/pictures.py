@@ -6,11 +6,13 @@ import hashlib
 import io
 import json
 import os
+import shutil
+import tempfile
 import warnings
 import zipfile
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
@@ -18,8 +20,10 @@ import numpy as np
 
 from resnet_lib.archives import is_hidden, listing, members
 
-MAX_TOTAL_BYTES = 2**33  # of all decoded pictures together; they live in memory
-CACHE_FORMAT = 3  # part of the cache key: raise it when decoding changes
+MAX_TOTAL_BYTES = 2**36  # of all decoded pictures together; they lie in a file
+IN_MEMORY = 2**28  # bytes of decoded pictures; more of them go to a file
+CHUNK = 4096  # pictures that are copied at a time
+CACHE_FORMAT = 4  # part of the cache key: raise it when decoding changes
 DECODERS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")  # others start programs, or read no pictures
 COLOURS = ("auto", "rgb", "grey")
 BACKGROUND = "white"  # behind what is transparent
@@ -31,7 +35,7 @@ LAYOUT = (
 
 
 class Pictures(NamedTuple):  # a source before it is split
-    images: np.ndarray  # uint8 (N, C, H, W)
+    images: np.ndarray  # uint8 (N, C, H, W); of a path a view of a file, whose channels lie last
     labels: np.ndarray  # int64 (N,)
     part: np.ndarray  # int8 (N,): 0 train, 1 val, 2 test; empty where the source is not split
     class_names: tuple[str, ...]
@@ -40,7 +44,8 @@ class Pictures(NamedTuple):  # a source before it is split
 
 @dataclass(frozen=True)
 class _Decoded:
-    image: np.ndarray | None  # (C, H, W); None where it cannot be used
+    shape: tuple[int, ...] | None  # (C, H, W); None where it cannot be used
+    row: int = 0  # where it lies among the frames of its shape
     kind: str = ""  # format and quality
     changes: tuple[str, ...] = ()  # what was done to it
     problem: str = ""
@@ -70,18 +75,65 @@ def read(
             key.update(hashlib.file_digest(file, "sha256").digest())
     given = _labels(labels) if labels else None
     key.update(json.dumps(given).encode())
-    cached = root / f"pictures-{key.hexdigest()[:24]}.npz"
+    cached = root / f"pictures-{key.hexdigest()[:24]}"
     pictures = _read_cache(cached)
     if pictures is None:
         from tqdm import tqdm
 
         size = sum(status.st_size for _, status in entries) or path.stat().st_size
         style = {"unit": "B", "unit_scale": True, "mininterval": 1, "disable": not progress}
-        with tqdm(total=size, desc=f"decoding {path.name}", **style) as bar:
-            found, folders = _decode_all(path, members(path, entries, bar), image_size, colour)
-        pictures = _by_list(path, found, given, labels) if given else _arrange(path, found, folders)
-        _write_cache(cached, pictures)
+        with _Frames(root) as frames:
+            with tqdm(total=size, desc=f"decoding {path.name}", **style) as bar:
+                found, folders = _decode_all(path, members(path, entries, bar), image_size, colour, frames)
+            arranged = _by_list(path, found, given, labels) if given else _arrange(path, found, folders)
+            pictures = _kept(cached, frames, *arranged)
     return pictures._replace(note=f"{pictures.note} from {path.name}")
+
+
+class _Frames:
+    """Decoded pictures of each shape, their channels last: in memory, and in a file where they are many."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder if folder.is_dir() else None  # else among the temporary files
+        self.files, self.counts, self.in_file = {}, Counter(), set()
+
+    def __enter__(self) -> "_Frames":
+        return self
+
+    def __exit__(self, *_) -> None:
+        for file in self.files.values():
+            file.close()
+
+    def add(self, image: np.ndarray) -> int:
+        """Append a picture, (C, H, W); its row among those of its shape."""
+        shape = image.shape
+        if shape not in self.files:
+            self.files[shape] = tempfile.SpooledTemporaryFile(dir=self.folder)  # noqa: SIM115 - closed by __exit__
+        if self.counts[shape] * image.nbytes > IN_MEMORY and shape not in self.in_file:
+            self.files[shape].rollover()
+            self.in_file.add(shape)
+        self.files[shape].write(np.ascontiguousarray(image.transpose(1, 2, 0)).data)
+        self.counts[shape] += 1
+        return self.counts[shape] - 1
+
+    def of(self, shape: tuple[int, ...]) -> np.ndarray:
+        """All of a shape, (N, H, W, C)."""
+        channels, height, width = shape
+        file, whole = self.files[shape], (self.counts[shape], height, width, channels)
+        file.seek(0)
+        if shape in self.in_file:
+            return np.memmap(file, np.uint8, "r", shape=whole)
+        return np.frombuffer(file.read(), np.uint8).reshape(whole)
+
+
+def gathered(source: np.ndarray, rows: np.ndarray, file: Path) -> np.ndarray:
+    """Rows of an array in another order, in a file of their own, which the array given back is a view of."""
+    header = {"descr": "|u1", "fortran_order": False, "shape": (len(rows), *source.shape[1:])}
+    with open(file, "wb") as out:  # written, not mapped: a full disk is then an error, and no crash
+        np.lib.format.write_array_header_1_0(out, header)
+        for start in range(0, len(rows), CHUNK):
+            out.write(np.ascontiguousarray(source[rows[start : start + CHUNK]]).data)
+    return np.load(file, mmap_mode="c")
 
 
 def _labels(path: Path) -> dict[str, str]:
@@ -102,35 +154,64 @@ def _labels(path: Path) -> dict[str, str]:
     return {str(PurePosixPath(file.replace("\\", "/"))): label for file, label in rows}
 
 
-def _read_cache(file: Path) -> Pictures | None:
+def checksum(images: np.ndarray) -> str:
+    """Of the bytes of pictures, in chunks: they may be more than fits into memory."""
+    found = hashlib.sha256()
+    for start in range(0, len(images), CHUNK):
+        found.update(np.ascontiguousarray(images[start : start + CHUNK]))
+    return found.hexdigest()
+
+
+def _read_cache(folder: Path) -> Pictures | None:
     try:
-        with np.load(file, allow_pickle=False) as arrays:  # a zip, whose checksums are verified on reading
-            names, note = json.loads(str(arrays["text"]))
-            return Pictures(arrays["images"], arrays["labels"], arrays["part"], tuple(names), note)
+        with open(folder / "about.npz", "rb") as file, np.load(file, allow_pickle=False) as arrays:  # with checksums
+            names, note, expected = json.loads(str(arrays["text"]))
+            labels, part = arrays["labels"], arrays["part"]
+        images = np.load(folder / "images.npy", mmap_mode="c", allow_pickle=False)
+        if checksum(images) != expected:
+            raise ValueError("its pictures are not those that were written")
+        return Pictures(images.transpose(0, 3, 1, 2), labels, part, tuple(names), note)
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        warnings.warn(f"{file} cannot be read, decoding again: {error}", stacklevel=4)
+        warnings.warn(f"{folder} cannot be read, decoding again: {error}", stacklevel=4)
+        with contextlib.suppress(OSError):
+            shutil.rmtree(folder)
         return None
 
 
-def _write_cache(file: Path, pictures: Pictures) -> None:
-    images, labels, part, *text = pictures
-    partial = file.with_suffix(f".{os.getpid()}.partial")
+def _kept(
+    folder: Path,
+    frames: _Frames,
+    shape: tuple[int, ...],
+    rows: np.ndarray,
+    labels: np.ndarray,
+    part: np.ndarray,
+    names: tuple[str, ...],
+    note: str,
+) -> Pictures:
+    """Pictures in their order, in the cache whole or, where that cannot be written, in memory."""
+    partial = folder.with_name(f"{folder.name}.{os.getpid()}.partial")
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with open(partial, "wb") as out:
-            np.savez(out, images=images, labels=labels, part=part, text=json.dumps(text))
-        os.replace(partial, file)
+        partial.mkdir(parents=True)
+        images = gathered(frames.of(shape), rows, partial / "images.npy")
+        np.savez(partial / "about.npz", labels=labels, part=part, text=json.dumps([names, note, checksum(images)]))
+        try:
+            os.rename(partial, folder)
+        except OSError:
+            if not folder.is_dir():  # another process may have been quicker
+                raise
+        images = np.load(folder / "images.npy", mmap_mode="c")
     except OSError as error:
-        warnings.warn(f"decoded pictures not kept, {file.parent} cannot be written: {error}", stacklevel=4)
+        warnings.warn(f"decoded pictures not kept, {folder.parent} cannot be written: {error}", stacklevel=4)
+        images = frames.of(shape)[rows]
     finally:
-        with contextlib.suppress(OSError):
-            partial.unlink()
+        shutil.rmtree(partial, ignore_errors=True)
+    return Pictures(images.transpose(0, 3, 1, 2), labels, part, names, note)
 
 
 def _decode_all(
-    path: Path, files: Iterable[tuple[str, bytes | None]], image_size: int | None, colour: str
+    path: Path, files: Iterable[tuple[str, bytes | None]], image_size: int | None, colour: str, frames: _Frames
 ) -> tuple[dict[tuple, _Decoded], set[tuple]]:
     """What was decoded, by place, and all folders.
 
@@ -149,15 +230,18 @@ def _decode_all(
                 folders.add(folder)
             if content is None or any(map(is_hidden, place)):
                 continue
-            found[place] = _decode(content, image_size, colour)
-            total += 0 if found[place].image is None else found[place].image.nbytes
+            image, found[place] = _decode(content, image_size, colour)
+            if image is None:
+                continue
+            found[place] = replace(found[place], shape=image.shape, row=frames.add(image))
+            total += image.nbytes
             if total > MAX_TOTAL_BYTES:
                 raise ValueError(f"pictures in {path} take over {MAX_TOTAL_BYTES} bytes; give an image_size")
     return found, folders
 
 
-def _decode(content: bytes, image_size: int | None, colour: str) -> _Decoded:
-    """A picture file; what is wrong with it is told where it lies among the pictures, and only there."""
+def _decode(content: bytes, image_size: int | None, colour: str) -> tuple[np.ndarray | None, _Decoded]:
+    """A picture file, (C, H, W); what is wrong with it is told where it lies among the pictures, and only there."""
     from PIL import Image, ImageOps, UnidentifiedImageError
 
     try:
@@ -171,19 +255,20 @@ def _decode(content: bytes, image_size: int | None, colour: str) -> _Decoded:
             if "transparency" in image.info or not plain:
                 if colour == "auto":
                     what = "has transparency" if plain else f"is of mode {image.mode}, not grey (L) or RGB"
-                    return _Decoded(None, problem=f"it {what}", needs_colour=True)
+                    return None, _Decoded(None, problem=f"it {what}", needs_colour=True)
                 upright, done = _plain(upright)
                 changes.append(done)
             wanted = {"auto": plain, "rgb": "RGB", "grey": "L"}[colour]
             if colour != "auto" and (plain or upright.mode) != wanted:
                 changes.append(f"made {colour}")
-            return _Decoded(to_array(upright.convert(wanted), image_size), kind, tuple(changes))
+            pixels = to_array(upright.convert(wanted), image_size)
+            return pixels, _Decoded(pixels.shape, kind=kind, changes=tuple(changes))
     except UnidentifiedImageError:
         start = content.lstrip()[:1]
         what = "is empty" if not content else "is text, HTML or the like" if start in (b"<", b"{") else "is none"
-        return _Decoded(None, problem=f"it {what}: pictures of {', '.join(DECODERS)} are read")
+        return None, _Decoded(None, problem=f"it {what}: pictures of {', '.join(DECODERS)} are read")
     except Exception as error:  # PIL has a dozen kinds
-        return _Decoded(None, problem=str(error) or type(error).__name__)
+        return None, _Decoded(None, problem=str(error) or type(error).__name__)
 
 
 def _plain(image) -> tuple:
@@ -233,7 +318,7 @@ def _jpeg_quality(tables: dict | None) -> str:
     return f" quality {round(100 - percent / 2 if percent <= 100 else 5000 / percent)}"
 
 
-def _arrange(path: Path, found: dict[tuple, _Decoded], folders: set[tuple]) -> Pictures:
+def _arrange(path: Path, found: dict[tuple, _Decoded], folders: set[tuple]) -> tuple:
     """Read classes and splits from where the pictures lie."""
     reach = max([0, *map(len, found), *(len(place) + 1 for place in folders)])
     skip, tops = 0, {place[0] for place in folders if place}
@@ -263,7 +348,7 @@ def _arrange(path: Path, found: dict[tuple, _Decoded], folders: set[tuple]) -> P
         for name in sorted(set(names) - own):
             raise ValueError(f"{top}/ in {path} has no class {name!r}; {', '.join(sorted(split))} need the same ones")
     part = np.array([split[place[skip]] for place in places if split], np.int8)
-    return _gathered(path, found, places, [place[-2] for place in places], part)
+    return _told(path, found, places, [place[-2] for place in places], part)
 
 
 def _splits(path: Path, tops: set[str], is_deep: bool) -> dict[str, int]:
@@ -281,7 +366,7 @@ def _splits(path: Path, tops: set[str], is_deep: bool) -> dict[str, int]:
     return split
 
 
-def _by_list(path: Path, found: dict[tuple, _Decoded], given: dict[str, str], labels: Path | None) -> Pictures:
+def _by_list(path: Path, found: dict[tuple, _Decoded], given: dict[str, str], labels: Path | None) -> tuple:
     """The pictures that a list of labels names, by their place or, where all lies in one folder, below that."""
     skip = 0
     tops = {place[0] for place in found if len(place) > 1}
@@ -295,12 +380,12 @@ def _by_list(path: Path, found: dict[tuple, _Decoded], given: dict[str, str], la
         warnings.warn(f"{extra} files in {path} are ignored: {labels} does not name them", stacklevel=5)
     places = [here[file] for file in files]
     _check_decoded(path, found, places)
-    return _gathered(path, found, places, [given[file] for file in files], np.zeros(0, np.int8))
+    return _told(path, found, places, [given[file] for file in files], np.zeros(0, np.int8))
 
 
 def _check_decoded(path: Path, found: dict[tuple, _Decoded], places: list[tuple]) -> None:
     """Refuse pictures that cannot be used, or do not go together."""
-    bad = [place for place in places if found[place].image is None]
+    bad = [place for place in places if found[place].shape is None]
     if bad:
         first = found[bad[0]]
         kin = sum(found[place].needs_colour for place in bad) if first.needs_colour else 0
@@ -308,7 +393,7 @@ def _check_decoded(path: Path, found: dict[tuple, _Decoded], places: list[tuple]
         raise ValueError(f"cannot use {'/'.join(bad[0])} in {path}: {first.problem}{advice}")
     shapes: dict[tuple, list[tuple]] = {}
     for place in places:
-        shapes.setdefault(found[place].image.shape, []).append(place)
+        shapes.setdefault(found[place].shape, []).append(place)
     if len(shapes) < 2:
         return
     (a, first), (b, second) = sorted(shapes.items())[:: len(shapes) - 1]  # by channels, then size
@@ -325,9 +410,8 @@ def _check_decoded(path: Path, found: dict[tuple, _Decoded], places: list[tuple]
     raise ValueError(f"sizes differ: {sizes}; give image_size to make them equal")
 
 
-def _gathered(
-    path: Path, found: dict[tuple, _Decoded], places: list[tuple], classes: list[str], part: np.ndarray
-) -> Pictures:
+def _told(path: Path, found: dict[tuple, _Decoded], places: list[tuple], classes: list[str], part: np.ndarray) -> tuple:
+    """Shape and rows of the pictures among the frames, labels, split, class names and note."""
     names = sorted(set(classes))
     if len(names) < 2:
         raise ValueError(f"{path} has only the class {names[0]!r}; two or more are needed")
@@ -337,4 +421,5 @@ def _gathered(
     changes = Counter(change for place in places for change in found[place].changes)
     told = f" ({', '.join(f'{count} {what}' for what, count in sorted(changes.items()))})" if changes else ""
     note = f"{len(places)} {' and '.join(kinds)} pictures{told}"
-    return Pictures(np.stack([found[place].image for place in places]), labels, part, tuple(names), note)
+    rows = np.array([found[place].row for place in places])
+    return found[places[0]].shape, rows, labels, part, tuple(names), note

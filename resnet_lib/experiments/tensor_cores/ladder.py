@@ -127,9 +127,8 @@ def judged(rows) -> str:
     if gain := gains(rows).get(rung):
         word = against_one(gain, "right", "wrong", "neither clearly right nor wrong")
         told = f"which trains {gain} as fast as float32: {word}"
-    measured = rows[0].get("measured_choice")  # early records do not hold it
-    words = f' `precision="auto"` measures, and takes {measured}.' if measured else ""
-    return f"The instruction set names {chosen}, {told}.{words}"
+    words = f'`precision="auto"` measures, and takes {rows[0]["measured_choice"]}.'
+    return f"The instruction set names {chosen}, {told}. {words}"
 
 
 def linear_share(rows, s) -> float:
