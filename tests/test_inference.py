@@ -77,15 +77,15 @@ class Reused(nn.Module):
 
 @pytest.mark.parametrize(
     ("how", "left"),
-    {
-        "convolution twice": 1,
-        "pair twice": 1,
-        "two norms": 2,
-        "two users": 1,
-        "norm twice": 1,
-        "no statistics": 1,
-    }.items()
-    | {("each once", 0)},
+    [
+        ("convolution twice", 1),
+        ("pair twice", 1),
+        ("two norms", 2),
+        ("two users", 1),
+        ("norm twice", 1),
+        ("no statistics", 1),
+        ("each once", 0),
+    ],
 )
 def test_a_norm_stays_where_folding_it_would_be_wrong(how, left, images):
     with train.seeded(0):

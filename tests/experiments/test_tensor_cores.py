@@ -389,7 +389,7 @@ def test_the_choice_by_what_is_reported_is_right_where_its_rung_is_faster_and_wr
     ]
     assert ": right." in ladder.judged(rows(0.5)) and ": wrong." in ladder.judged(rows(2.0))
     assert "neither clearly" in ladder.judged(rows(1.0)) and "measures, and takes fp32" in ladder.judged(rows(1.0))
-    rows = [{"rung": "fp32", "times_s": [1.0, 1.0], "reported_choice": "fp32"}]
+    rows = [{"rung": "fp32", "times_s": [1.0, 1.0], "reported_choice": "fp32", "measured_choice": "fp32"}]
     assert "baseline itself" in ladder.judged(rows)
 
 
