@@ -326,7 +326,10 @@ class Study:
         if experiment.table:
             table = experiment.table(record.rows, s)
             parts.append(table if table.rows <= LONG else page.fold(f"The numbers, {table.rows} rows", table))
-        parts += [page.paragraph(f"Note: {note}.") for note in record.notes]
+        notes = [page.paragraph(f"Note: {note}.") for note in record.notes]
+        parts += (
+            [page.fold(f"What was not measured, and why: {len(notes)} quantities", *notes)] if len(notes) > 2 else notes
+        )
         return page.stack(finding, *([page.fold("Figure and numbers", *parts)] if folded and parts else parts))
 
     def _drawn(self, experiment: Experiment, record: records.Record) -> page.Block:
