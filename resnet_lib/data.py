@@ -1,7 +1,6 @@
 """Pictures as uint8 tensors with stratified, seeded train, validation and test splits."""
 
 import difflib
-import hashlib
 import json
 import os
 import re
@@ -12,7 +11,7 @@ import numpy as np
 import torch
 
 from resnet_lib.paths import cache_folder
-from resnet_lib.pictures import CHUNK, COLOURS, Pictures, gathered, read, to_array
+from resnet_lib.pictures import COLOURS, Pictures, gathered, hashed, read, to_array
 
 TORCHVISION = {"cifar10": "CIFAR10", "cifar100": "CIFAR100", "fashion_mnist": "FashionMNIST"}
 KNOWN = ("digits", *TORCHVISION)
@@ -128,9 +127,7 @@ def load(
         name = re.sub(r"\.(tar(\.\w+)?|t[gx]z|zip)$", "", path.name)
 
     indices = _split(pictures, train_size, val_fraction, seed)
-    identity = hashlib.sha256(json.dumps([pictures.images.shape, pictures.class_names]).encode())
-    for start in range(0, len(pictures.images), CHUNK):
-        identity.update(np.ascontiguousarray(pictures.images[start : start + CHUNK]))
+    identity = hashed(pictures.images, json.dumps([pictures.images.shape, pictures.class_names]))
     for array in (pictures.labels, *indices):
         identity.update(memoryview(np.ascontiguousarray(array, array.dtype.newbyteorder("<"))))
     names, fingerprint = pictures.class_names, identity.hexdigest()[:16]

@@ -154,12 +154,12 @@ def _labels(path: Path) -> dict[str, str]:
     return {str(PurePosixPath(file.replace("\\", "/"))): label for file, label in rows}
 
 
-def checksum(images: np.ndarray) -> str:
-    """Of the bytes of pictures, in chunks: they may be more than fits into memory."""
-    found = hashlib.sha256()
+def hashed(images: np.ndarray, begun: str = "") -> "hashlib._Hash":
+    """A SHA-256 of some text and the bytes of pictures, in chunks: they may be more than fits into memory."""
+    found = hashlib.sha256(begun.encode())
     for start in range(0, len(images), CHUNK):
         found.update(np.ascontiguousarray(images[start : start + CHUNK]))
-    return found.hexdigest()
+    return found
 
 
 def _read_cache(folder: Path) -> Pictures | None:
@@ -168,7 +168,7 @@ def _read_cache(folder: Path) -> Pictures | None:
             names, note, expected = json.loads(str(arrays["text"]))
             labels, part = arrays["labels"], arrays["part"]
         images = np.load(folder / "images.npy", mmap_mode="c", allow_pickle=False)
-        if checksum(images) != expected:
+        if hashed(images).hexdigest() != expected:
             raise ValueError("its pictures are not those that were written")
         return Pictures(images.transpose(0, 3, 1, 2), labels, part, tuple(names), note)
     except (FileNotFoundError, NotADirectoryError):
@@ -195,13 +195,13 @@ def _kept(
     try:
         partial.mkdir(parents=True)
         images = gathered(frames.of(shape), rows, partial / "images.npy")
-        np.savez(partial / "about.npz", labels=labels, part=part, text=json.dumps([names, note, checksum(images)]))
+        text = json.dumps([names, note, hashed(images).hexdigest()])
+        np.savez(partial / "about.npz", labels=labels, part=part, text=text)
         try:
             os.rename(partial, folder)
         except OSError:
             if not folder.is_dir():  # another process may have been quicker
                 raise
-        images = np.load(folder / "images.npy", mmap_mode="c")
     except OSError as error:
         warnings.warn(f"decoded pictures not kept, {folder.parent} cannot be written: {error}", stacklevel=4)
         images = frames.of(shape)[rows]

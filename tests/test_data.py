@@ -423,7 +423,6 @@ def test_many_pictures_lie_in_files_and_are_the_same_data(tmp_path, monkeypatch)
     monkeypatch.setattr(data, "LARGE", 100)
     monkeypatch.setattr(pictures, "IN_MEMORY", 100)
     monkeypatch.setattr(pictures, "CHUNK", 7)
-    monkeypatch.setattr(data, "CHUNK", 7)
     monkeypatch.setenv("RESNET_LIB_CACHE", str(tmp_path / "other"))
     for _ in range(2):  # decoded, and from the cache
         mapped = load(path)
