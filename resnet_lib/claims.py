@@ -2,8 +2,8 @@
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, fields
-from math import isfinite
+from dataclasses import MISSING, dataclass, fields
+from math import ceil, isfinite
 from pathlib import Path
 
 from resnet_lib import records
@@ -11,7 +11,10 @@ from resnet_lib.paths import digest, project_root
 from resnet_lib.stats import Estimate, quantity
 
 KINDS = ("definition", "fact", "effect")
-WORDS = ("supported", "refuted", "qualified", "undecided", "not yet tested")
+ROLES = ("main", "limit", "control")
+NEEDS = ("all", "any")
+WORDS = ("yes", "yes, if", "no", "cannot tell", "not yet tested")
+ON_THE_BOUND = 50  # more seeds than these settings will ever get: the effect is as large as the bound
 # how a rule reads; the bound goes in the braces
 DIRECTIONS = {"greater": "at least {}", "less": "at most {}", "within": "within ±{}", "outside": "beyond ±{}"}
 
@@ -21,16 +24,23 @@ class Test:
     """One rule: under one condition, the claim holds if the interval lies where direction and bound say."""
 
     measure: str  # experiment/estimate, as the claim's chapter records it
+    role: str  # "main" decides, "limit" only narrows a yes, "control" must hold or nothing is decided
     what: str  # what the measure is, in words, with the sign spelt out
-    when: str  # the condition; reads after "holds" or "does not hold"
+    when: str  # the condition; reads after "yes" or "not"
     direction: str  # one of DIRECTIONS
     bound: float  # in `unit`: the smallest effect that matters, chosen before the run
     unit: str
     confidence: float  # of the two-sided interval
+    since: str  # the day on which the rule was written or last changed
+    gpu: bool = False  # only a GPU can measure it
 
     def __post_init__(self):
         if not re.fullmatch(r"\w+/\w+", str(self.measure)):
             raise ValueError(f"measure is {self.measure!r}; it must be experiment/estimate")
+        if self.role not in ROLES:
+            raise ValueError(f"role of {self.measure} is {self.role!r}; allowed: {', '.join(ROLES)}")
+        if not re.fullmatch(r"20\d\d-\d\d-\d\d", str(self.since)):
+            raise ValueError(f"since of {self.measure} is {self.since!r}; it must be a day in quotes, '2026-11-27'")
         for name in ("what", "when"):
             if not (isinstance(getattr(self, name), str) and getattr(self, name).strip()):
                 raise ValueError(f"{name} of {self.measure} is {getattr(self, name)!r}; it must be words")
@@ -53,16 +63,20 @@ class Claim:
     claim: str  # one sentence
     kind: str  # one of KINDS
     chapter: str  # the notebook that tests it
-    tests: tuple[Test, ...]  # the claim is their conjunction
+    needs: str  # "all": it says that every main test holds; "any": each main test is a condition of its own
+    tests: tuple[Test, ...]
+    published: str = ""  # what the literature reports, with its source, and why ours differs where it does
 
     def __post_init__(self):
+        if self.needs not in NEEDS:
+            raise ValueError(f"needs is {self.needs!r}; allowed: {', '.join(NEEDS)}")
         for name in ("id", "section", "claim", "chapter"):
             if not (isinstance(getattr(self, name), str) and getattr(self, name).strip()):
                 raise ValueError(f"{name} is {getattr(self, name)!r}; it must be words")
         if self.kind not in KINDS:
             raise ValueError(f"kind is {self.kind!r}; allowed: {', '.join(KINDS)}")
-        if not self.tests:
-            raise ValueError("no tests; a claim needs at least one")
+        if not any(test.role == "main" for test in self.tests):
+            raise ValueError("no test of role main; a claim needs at least one, which decides")
         measures = [test.measure for test in self.tests]
         if twice := sorted({measure for measure in measures if measures.count(measure) > 1}):
             raise ValueError(f"measure {twice[0]} stands in two tests; one claim uses a measure once")
@@ -71,6 +85,7 @@ class Claim:
 @dataclass(frozen=True)
 class Verdict:
     word: str  # one of WORDS
+    because: str  # why, in words: the conditions under which it holds and those under which not, or what is missing
     outcomes: dict[str, str]  # measure → holds, fails, undecided or not tested
 
 
@@ -105,29 +120,86 @@ def outcome(test: Test, estimate: Estimate) -> str:
     return "holds" if holds else "fails" if fails else "undecided"
 
 
+def shown(test: Test, estimate: Estimate) -> str:
+    """How a test came out, in words that tell an effect too small from none and from its opposite."""
+    result = outcome(test, estimate)
+    if result != "fails":
+        return {"holds": "as claimed", "undecided": "cannot tell"}[result]
+    if estimate.method == "exact" or test.direction in ("within", "outside") or not test.bound:
+        return "not so"
+    if (test.bound > 0) != (test.direction == "greater"):  # the rule allows a loss: whatever fails it is a loss
+        return "not so"
+    start = 1.0 if test.unit == "times" else 0.0  # a ratio of one is no effect
+    sign = 1 if test.direction == "greater" else -1
+    low, high = sorted((sign * (estimate.low - start), sign * (estimate.high - start)))
+    margin = sign * (test.bound - start)
+    if low > 0:
+        return "too small to matter"
+    if high < 0:
+        return "the opposite"
+    return "no difference" if low > -margin else "not so"
+
+
+def seeds_to_decide(test: Test, estimate: Estimate) -> int | None:
+    """About how many values would put the interval to one side of the bound, if mean and spread stay; None if never."""
+    bounds = [test.bound] if test.direction in ("greater", "less") else [test.bound, -test.bound]
+    distance = min(abs(estimate.mean - bound) for bound in bounds)
+    half = (estimate.high - estimate.low) / 2
+    return ceil(estimate.n * (half / distance) ** 2) if distance else None
+
+
 def judge(claim: Claim, estimates: Mapping[str, Estimate]) -> Verdict:
     """The verdict on a claim from the estimates at hand, by measure; other claims' measures are ignored.
 
-    One test that holds and one that fails make it qualified whatever the others say: no further evidence
-    could make it supported or refuted. Otherwise a missing or undecided test leaves the claim undecided.
+    Main tests decide. Where the claim needs all of them, one that fails makes it false as stated; else each is a
+    condition, and one that holds makes it true under that condition. A limit that fails narrows a yes and changes
+    nothing else. A control that does not hold means that the regime was not reached: nothing is decided.
     """
     outcomes = {
         test.measure: outcome(test, estimates[test.measure]) if test.measure in estimates else "not tested"
         for test in claim.tests
     }
-    found = set(outcomes.values())
-    word = (
-        "not yet tested"
-        if found == {"not tested"}
-        else "supported"
-        if found == {"holds"}
-        else "refuted"
-        if found == {"fails"}
-        else "qualified"
-        if {"holds", "fails"} <= found
-        else "undecided"
-    )
-    return Verdict(word, outcomes)
+    if set(outcomes.values()) == {"not tested"}:
+        only = all(test.gpu for test in claim.tests if test.role == "main")
+        return Verdict("not yet tested", "it needs a GPU" if only else "no record yet", outcomes)
+
+    def conditions(role: str, *results: str) -> list[Test]:
+        return [test for test in claim.tests if test.role == role and outcomes[test.measure] in results]
+
+    if broken := conditions("control", "fails", "undecided"):
+        return Verdict("cannot tell", f"The regime was not reached: not shown {_words(broken)}", outcomes)
+    if unknown := conditions("control", "not tested"):
+        return Verdict("cannot tell", f"Not measured: {_words(unknown)}", outcomes)
+    holds, fails, opened = (conditions("main", *r) for r in (("holds",), ("fails",), ("undecided", "not tested")))
+    if fails and (claim.needs == "all" or not (holds or opened)):
+        return Verdict("no", _because(holds, fails, [] if claim.needs == "all" else opened, estimates), outcomes)
+    if holds and not (fails or opened):
+        narrowed = conditions("limit", "fails")
+        return Verdict("yes, if" if narrowed else "yes", _because(holds, narrowed, [], estimates), outcomes)
+    if holds and claim.needs == "any":
+        return Verdict("yes, if", _because(holds, fails, opened, estimates), outcomes)
+    return Verdict("cannot tell", _because(holds, fails, opened, estimates), outcomes)
+
+
+def _words(tests: Iterable[Test]) -> str:
+    return "; ".join(test.when for test in tests)
+
+
+def _because(holds: list[Test], fails: list[Test], opened: list[Test], estimates: Mapping[str, Estimate]) -> str:
+    parts = [f"yes {_words(holds)}"] if holds else []
+    parts += [f"not {_words(fails)}"] if fails else []
+    parts += [f"open {test.when} ({_missing(test, estimates.get(test.measure))})" for test in opened]
+    return ". ".join(part[0].upper() + part[1:] for part in parts)
+
+
+def _missing(test: Test, estimate: Estimate | None) -> str:
+    """What a test that is open lacks."""
+    if estimate is None:
+        return "needs a GPU" if test.gpu else "not measured"
+    needed = seeds_to_decide(test, estimate)
+    if needed is None or needed > ON_THE_BOUND:
+        return "it lies on the bound"
+    return f"too few runs: {estimate.n}, and about {max(needed, estimate.n + 1)} would decide"
 
 
 def evidence(found: Iterable[records.Record]) -> dict[str, Estimate]:
@@ -176,12 +248,12 @@ def load(path: str | Path | None = None) -> dict[str, Claim]:
 
 def _checked(entry: object, kind: type) -> dict:
     keys = [field.name for field in fields(kind)]
+    optional = {field.name for field in fields(kind) if field.default is not MISSING}
     if not isinstance(entry, dict):
         raise ValueError(f"{entry!r} is no mapping; needed keys: {', '.join(keys)}")
-    for problem, names in (("unknown", set(entry) - set(keys)), ("missing", set(keys) - set(entry))):
+    for problem, names in (("unknown", set(entry) - set(keys)), ("missing", set(keys) - optional - set(entry))):
         if names:
             raise ValueError(
-                f"{problem} key {', '.join(sorted(map(str, names)))}; "
-                f"a {kind.__name__.lower()} has exactly {', '.join(keys)}"
+                f"{problem} key {', '.join(sorted(map(str, names)))}; a {kind.__name__.lower()} has {', '.join(keys)}"
             )
     return entry

@@ -1,6 +1,7 @@
 """Instruments that watch a network without changing it: gradients, features, similarity, loss slices, removal."""
 
 import contextlib
+import math
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
@@ -81,8 +82,10 @@ def input_gradients(model: nn.Module, images: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def features(model: nn.Module, units: Sequence[nn.Module], batches, pool: int = 4) -> list[Tensor]:
-    """What each unit puts out, pooled to at most pool × pixels and flattened: one (N, C·pool·pool) float32 a unit.
+def features(model: nn.Module, units: Sequence[nn.Module], batches, numbers: int = 256) -> list[Tensor]:
+    """What each unit puts out, averaged over areas to at most `numbers` numbers a picture: one (N, D) float32 a unit.
+
+    A linear map reads more out of more numbers, so that units which differ in channels are compared at equal ones.
 
     Args: batches: an iterable of (images, labels); the model is run in the mode it is in.
     """
@@ -91,20 +94,31 @@ def features(model: nn.Module, units: Sequence[nn.Module], batches, pool: int = 
         with _untouched(model), outputs(units) as kept:
             model(images)
         for store, output in zip(collected, kept, strict=True):
-            size = min(pool, output.shape[-1]), min(pool, output.shape[-2])
-            store.append(nn.functional.adaptive_avg_pool2d(output.float(), size[::-1]).flatten(1))
+            areas = max(1, numbers // output.shape[1])
+            high = min(output.shape[2], 2 ** int(math.log2(areas) / 2))
+            size = high, min(output.shape[3], areas // high)
+            store.append(nn.functional.adaptive_avg_pool2d(output.float(), size).flatten(1))
     return [torch.cat(store) for store in collected]
 
 
-def ridge(train_x: Tensor, train_y: Tensor, x: Tensor, strength: float = 1e-2) -> Tensor:
+STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # of a ridge regression's penalty, tried on held-out pictures
+
+
+def ridge(train_x: Tensor, train_y: Tensor, x: Tensor, strength: float | None = None) -> Tensor:
     """Predict with a linear map fitted by ridge regression on standardised inputs.
 
     Args:
-        train_x: (N, D). train_y: (N, K). x: (M, D). strength: of the penalty, relative to N.
+        train_x: (N, D). train_y: (N, K). x: (M, D). strength: of the penalty, relative to N; None takes the one of
+            STRENGTHS whose squared error is lowest on the last fifth of the pairs when fitted to the others.
     Returns: (M, K) predictions.
     Departs: solved in float64 by the normal equations of the smaller side; exact, no iterations to tune.
     """
     train_x, train_y, x = train_x.double(), train_y.double(), x.double()
+    if strength is None:
+        kept = len(train_x) - len(train_x) // 5
+        judged = ((train_x[:kept], train_y[:kept], train_x[kept:], each) for each in STRENGTHS)
+        errors = [(ridge(*tried) - train_y[kept:]).square().sum().item() for tried in judged]
+        strength = STRENGTHS[errors.index(min(errors))]
     mean, std = train_x.mean(0), train_x.std(0).clamp_min(1e-6)
     a, b = (train_x - mean) / std, (x - mean) / std
     centre = train_y.mean(0)
@@ -120,13 +134,13 @@ def ridge(train_x: Tensor, train_y: Tensor, x: Tensor, strength: float = 1e-2) -
 
 
 def probe_accuracy(train_x: Tensor, train_labels: Tensor, x: Tensor, labels: Tensor, num_classes: int) -> float:
-    """Share of right answers of a linear probe: ridge regression on one-hot labels."""
+    """Share of right answers of a linear probe: ridge regression on one-hot labels, its penalty chosen on held-out."""
     one_hot = nn.functional.one_hot(train_labels, num_classes)
     return (ridge(train_x, one_hot, x).argmax(1) == labels).float().mean().item()
 
 
 def explained_variance(train_x: Tensor, train_y: Tensor, x: Tensor, y: Tensor) -> float:
-    """R² of a linear reconstruction of y from x on held-out pairs, over all outputs together."""
+    """R² of a linear reconstruction of y from x on held-out pairs, over all outputs together; penalty likewise."""
     residual = (ridge(train_x, train_y, x) - y).square().sum()
     return (1 - residual / (y.double() - train_y.double().mean(0)).square().sum()).item()
 

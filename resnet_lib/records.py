@@ -206,6 +206,6 @@ def same_runs(record: Record, settings: dict, data: dict, code: dict[str, str], 
     run, by its name in `code`, must be what was run.
     """
     codes = [record.code, *(entry["code"] for entry in record.attested)]
-    wanted = [settings, data.get("fingerprint"), data.get("test")]
-    same_data = digest([record.settings, *map(record.data.get, ("fingerprint", "test"))]) == digest(wanted)
+    names = ("fingerprint", "test", "splits")
+    same_data = digest([record.settings, *map(record.data.get, names)]) == digest([settings, *map(data.get, names)])
     return same_data and any(run in known and known.items() <= code.items() for known in codes)

@@ -5,7 +5,7 @@ what was measured.
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from math import ceil, floor, log10, sqrt
 from statistics import fmean
 
@@ -66,17 +66,25 @@ def interval(
 ) -> Estimate:
     """Mean of independent values (one per seed) with a two-sided interval.
 
-    Args:    method: "t" for a few roughly normal values; "bootstrap" (BCa) for skewed ones, from about 20
-             values on: resampling five cannot show a tail that none has, and the interval is too short.
-    Raises:  ValueError for fewer than two values, values that are not finite, or an unknown method.
+    Args:    method: "t" for a few roughly normal values; "log-t" for ratios: the geometric mean, and the t interval of
+             the logarithms, so that twice and half as much are equally far from none; "bootstrap" (BCa) for
+             skewed values, from about 20 on: resampling five cannot show a tail that none has.
+    Raises:  ValueError for fewer than two values, values that are not finite, ratios that are not above 0, or an
+             unknown method.
     Source:  scipy.stats.t, scipy.stats.bootstrap.
     """
     values = _finite(values)
     if len(values) < 2:
         raise ValueError(f"an interval needs at least 2 values, got {len(values)}: run more seeds")
     _fraction("confidence", confidence)
-    if method not in ("t", "bootstrap"):
-        raise ValueError(f"method is {method!r}; allowed: 't', 'bootstrap'")
+    if method not in ("t", "log-t", "bootstrap"):
+        raise ValueError(f"method is {method!r}; allowed: 't', 'log-t', 'bootstrap'")
+    if method == "log-t":
+        if values.min() <= 0:
+            raise ValueError(f"a ratio of {values.min():g} has no logarithm: every value must be above 0")
+        logs = interval(np.log(values), confidence=confidence, unit=unit)
+        mean, low, high = (float(np.exp(value)) for value in (logs.mean, logs.low, logs.high))
+        return Estimate(mean, low, high, len(values), confidence, float(values.std(ddof=1)), method, unit)
     mean, sd = float(values.mean()), float(values.std(ddof=1))
     if np.ptp(values) == 0:  # neither method is defined without spread
         mean = low = high = float(values[0])
@@ -128,8 +136,8 @@ def paired_ratio(
     unit: str = "times",
     **options,
 ) -> Estimate:
-    """Mean of `value` at row[by] == a over that at row[by] == b, a ratio for each pair; else as `paired_rows`."""
-    return interval(_ratios(*_partners(rows, value, by, a, b, pair)), unit=unit, **options)
+    """Geometric mean of `value` at row[by] == a over that at row[by] == b, a ratio a pair; else as `paired_rows`."""
+    return interval(_ratios(*_partners(rows, value, by, a, b, pair)), unit=unit, **{"method": "log-t"} | options)
 
 
 def paired_change(
@@ -142,8 +150,14 @@ def paired_change(
     unit: str = "relative",
     **options,
 ) -> Estimate:
-    """Mean of (a - b) / b, a share for each pair: how much larger `value` is at a than at b; else as `paired_rows`."""
-    return interval(_ratios(*_partners(rows, value, by, a, b, pair)) - 1, unit=unit, **options)
+    """How much larger `value` is at a than at b, as a share: `paired_ratio` minus 1."""
+    return shifted(paired_ratio(rows, value, by, a, b, pair, unit, **options), -1)
+
+
+def shifted(estimate: Estimate, by: float, sign: int = 1) -> Estimate:
+    """An estimate plus a constant; with sign=-1 the constant minus the estimate."""
+    ends = sorted(by + sign * end for end in (estimate.low, estimate.high))
+    return replace(estimate, mean=by + sign * estimate.mean, low=ends[0], high=ends[1])
 
 
 def where(rows: Iterable[dict], **wanted) -> list[dict]:

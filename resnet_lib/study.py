@@ -1,6 +1,5 @@
 """A chapter's run: each experiment is declared once, then measured, recorded, grown, shown and judged alike."""
 
-import functools
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -107,6 +106,7 @@ class Study:
     made: dict[str, records.Record] = field(default_factory=dict)  # experiment → this run's record
     finished: dict[str, list[dict]] = field(default_factory=dict)  # the runs of this process, by key
     judged: set[str] = field(default_factory=set)  # ids of the claims shown so far
+    splits: dict[int, data.Dataset] = field(default_factory=dict)  # the first seed's pictures and those in use
     saves: bool = True  # records; False in a process that only helps another with its runs
     before_run: Callable[[], object] | None = None  # called before each run that is made; what it raises stops there
 
@@ -127,10 +127,7 @@ class Study:
                 raise ValueError(f"records_to={values['records_to']!r}: commit {', '.join(files)} first; {WHY_CLEAN}")
         if values.get("resume"):
             records.check_writable(cache_folder())
-        options = {name: values[name] or None for name in ("mirror", "image_size", "labels") if name in values}
-        options |= {"colour": values.get("colour", "auto")}
-        sizes = {name: values[name] for name in ("train_size", "val_fraction")}
-        pictures = data.with_test_size(data.load(values["dataset"], **sizes, **options), values.get("test_size", 0))
+        pictures = _pictures(values, seed=0)
         if values.get("batch_size", 1) > len(pictures.train):
             raise ValueError(
                 f"batch_size={values['batch_size']} is larger than the {len(pictures.train)} training pictures"
@@ -170,14 +167,15 @@ class Study:
             first = self.made[experiment.needs.name].rows if experiment.needs.name in self.made else None
             first = self.measure(experiment.needs) if first is None else first
             chosen = experiment.choose(first, self._settings(experiment.needs, {}))
-        code, facts = freshness.code_of(experiment.run), self.pictures.about()
+        code = freshness.code_of(experiment.run)
         settings = records.as_stored([{name: self.values[name] for name in experiment.settings} | chosen])[0]
-        base = self._grown(experiment, settings, code)
         wanted = experiment.conditions(self._settings(experiment, chosen))
+        facts = self.pictures.about() | ({"splits": "by seed"} if any("seed" in one for one in wanted) else {})
+        base = self._grown(experiment, settings, code, facts)
         known = [_rows_of(condition, base.rows if base else []) for condition in wanted]
         environment = records.environment(devices.describe(self.device))
         missing = [condition for condition, rows in zip(wanted, known, strict=True) if not rows]
-        fresh = self._run(experiment, missing, code, environment["device"]["name"])
+        fresh = self._run(experiment, missing, code, facts, environment["device"]["name"])
         wall_s = (base.wall_s if base else 0.0) + sum(rows[0]["run_s"] for rows in fresh if rows)
         made = [*(base.made if base else []), *([environment] if fresh or not base else [])]
         mark = {"made": len(made) - 1} if len(made) > 1 else {}
@@ -192,22 +190,34 @@ class Study:
             records.save(record, self.values["records_to"])
         return rows
 
-    def _run(self, experiment: Experiment, missing: list[dict], code: dict, device: str) -> list[list[dict]]:
+    def _run(
+        self, experiment: Experiment, missing: list[dict], code: dict, facts: dict, device: str
+    ) -> list[list[dict]]:
         """The rows of each condition, from this process, the cache, or a run."""
-        # a run gets what was chosen through its condition, so that experiments which choose otherwise share it
-        function = functools.partial(experiment.run, self._settings(experiment, {}))
+
+        def function(**condition) -> list[dict]:
+            # a run gets what was chosen through its condition, so that experiments which choose otherwise share it
+            s = self._settings(experiment, {})
+            s.pictures = self._of_seed(condition.get("seed", 0))
+            return experiment.run(s, **condition)
+
         function.__name__ = experiment.name
-        facts = self.pictures.about()
         recipe = {
             "code": code,
             "settings": records.as_stored([{name: self.values[name] for name in experiment.settings}])[0],
-            "data": [facts["fingerprint"], facts["test"]],
+            "data": [facts["fingerprint"], facts["test"], facts.get("splits")],
             "device": device,
             "torch": torch.__version__,
         }
         with precision.number_format(self.values.get("number_format", "fp32")):  # PyTorch's default allows some TF32
             how = {"resume": self.values["resume"], "finished": self.finished, "before": self.before_run}
             return sweep.run(function, missing, recipe=recipe, **how)
+
+    def _of_seed(self, seed: int) -> data.Dataset:
+        """The pictures as a seed splits them: what chance does to the choice of pictures belongs into an interval."""
+        if seed not in self.splits:
+            self.splits = {0: self.pictures, seed: self.pictures if seed == 0 else _pictures(self.values, seed)}
+        return self.splits[seed]
 
     def _keeps(self, experiment: Experiment, row: dict) -> bool:
         return not experiment.kept or row["what"] in experiment.kept
@@ -216,7 +226,7 @@ class Study:
         tests = [test for claim in verdicts.of_chapter(self.chapter) for test in claim.tests]
         return {t.measure: claims.rule_hash(t) for t in tests if t.measure.split("/")[0] == experiment.name}
 
-    def _grown(self, experiment: Experiment, settings: dict, code: dict) -> records.Record | None:
+    def _grown(self, experiment: Experiment, settings: dict, code: dict, facts: dict) -> records.Record | None:
         """The record in `records_to` that this measurement continues; times continue on their own device alone."""
         if not self.values["records_to"]:
             return None
@@ -224,7 +234,7 @@ class Study:
         for record in records.published(self.chapter, experiment.name, self.values["records_to"]):
             if (
                 record.profile == self.values["profile"]
-                and records.same_runs(record, settings, self.pictures.about(), code, run)
+                and records.same_runs(record, settings, facts, code, run)
                 and (not experiment.timed or records.machine(record.device) == machine)
             ):
                 return record
@@ -354,6 +364,14 @@ class Study:
         unjudged = [claim.id for claim in verdicts.of_chapter(self.chapter) if claim.id not in self.judged]
         assert not unmeasured, f"not measured: {', '.join(unmeasured)}"
         assert not unjudged, f"not judged: {', '.join(unjudged)}"
+
+
+def _pictures(values: dict, seed: int) -> data.Dataset:
+    """The chapter's pictures as split for one seed; a test or validation set that the source brings never changes."""
+    options = {name: values[name] or None for name in ("mirror", "image_size", "labels") if name in values}
+    options |= {"colour": values.get("colour", "auto"), "seed": seed}
+    sizes = {name: values[name] for name in ("train_size", "val_fraction")}
+    return data.with_test_size(data.load(values["dataset"], **sizes, **options), values.get("test_size", 0))
 
 
 def _estimated(experiment: Experiment, record: records.Record) -> records.Record:

@@ -7,8 +7,6 @@ from functools import cache
 from resnet_lib import claims, freshness, page, parameters, records
 from resnet_lib.paths import project_root
 
-MARKS = {"holds": "holds", "fails": "**does not hold**", "undecided": "undecided", "not tested": "not tested"}
-
 
 def stale_reasons(record: records.Record) -> list[str]:
     """Why a published record no longer matches the book: its code, the rules that judge it, its profile's settings."""
@@ -66,28 +64,41 @@ def block(claim: claims.Claim, found: Sequence[records.Record], judge_age: bool 
     """
     evidence = claims.evidence(found)
     verdict = claims.judge(claim, evidence)
+    strongest = records.strongest(found)
     rows = [
         {
-            "when": test.when,
+            "when": test.when + ("" if test.role == "main" else f" ({test.role})"),
             "needs": claims.needed(test),
             "found": str(evidence.get(test.measure, "–")),
-            "outcome": MARKS[verdict.outcomes[test.measure]],
+            "outcome": _outcome(test, evidence, strongest),
         }
         for test in claim.tests
     ]
     columns = {"when": "condition", "needs": "needed", "found": "measured", "outcome": "outcome"}
     what = "; ".join(dict.fromkeys(test.what for test in claim.tests))
-    used = [r for name, r in records.strongest(found).items() if name in experiments_of(claim)]
+    used = [r for name, r in strongest.items() if name in experiments_of(claim)]
     stale = sorted({reason for record in used if judge_age for reason in stale_reasons(record)})
     head = page.Block(
         f'<p class="claim" id="{claim.id}">{badge(verdict.word)} {page.inline(claim.claim)} '
         f"<code>{claim.id}</code></p>",
         f"{verdict.word.upper()}: {claim.claim} ({claim.id})",
     )
-    parts = [head, page.table(rows, columns)]
+    parts = [head, page.paragraph(f"{verdict.because}."), page.table(rows, columns)]
+    if claim.published:
+        parts.append(page.paragraph(f"Published: {claim.published}"))
     if stale:
         parts.append(page.paragraph(f"**Stale**: {', '.join(stale)}."))
     return page.stack(*parts, page.fold("What was measured, and where", page.paragraph(f"{what}.\n\n{places(used)}")))
+
+
+def _outcome(test: claims.Test, evidence: dict, strongest: dict[str, records.Record]) -> str:
+    """How a test came out, and whether its rule is younger than the runs that it judges."""
+    if test.measure not in evidence:
+        return "needs a GPU" if test.gpu else "not measured"
+    word = claims.shown(test, evidence[test.measure])
+    word = word if word in ("as claimed", "cannot tell") else f"**{word}**"
+    made = strongest[test.measure.split("/")[0]].made[0]["date"]
+    return word + (f" (rule written on {test.since}, after these runs)" if made < test.since else "")
 
 
 def badge(word: str) -> str:
@@ -95,23 +106,14 @@ def badge(word: str) -> str:
 
 
 def strip(chapter: str, found: Sequence[records.Record]) -> page.Block:
-    """A chapter's claims, each with its verdict, how its tests came out, and a link to where it is judged."""
+    """A chapter's claims, each with its verdict and why, and a link to where it is judged."""
     evidence, items, lines = claims.evidence(found), [], []
     for claim in of_chapter(chapter):
         verdict = claims.judge(claim, evidence)
-        why = reason(verdict)
-        link = f'<a href="#{claim.id}">{page.inline(claim.claim)}</a>'
-        items.append(f"<li>{badge(verdict.word)} {link} <small>{why}</small></li>")
-        lines.append(f"- {verdict.word}: {claim.claim} ({claim.id}; {why})")
+        link = f'<a href="#{claim.id}" title="{html.escape(verdict.because)}">{page.inline(claim.claim)}</a>'
+        items.append(f"<li>{badge(verdict.word)} {link}</li>")
+        lines.append(f"- {verdict.word}: {claim.claim} ({claim.id}; {verdict.because})")
     return page.Block(f'<ul class="claims">{"".join(items)}</ul>', "\n".join(lines))
-
-
-def reason(verdict: claims.Verdict) -> str:
-    """How many of a claim's tests came out how: "2 of 3 tests hold, 1 does not"."""
-    outcomes = list(verdict.outcomes.values())
-    counts = {name: outcomes.count(name) for name in ("holds", "fails", "undecided", "not tested")}
-    words = {"holds": "hold", "fails": "do not hold", "undecided": "undecided", "not tested": "not tested"}
-    return ", ".join(f"{count} of {len(outcomes)} {words[name]}" for name, count in counts.items() if count)
 
 
 def ledger() -> list[dict]:
@@ -126,7 +128,7 @@ def ledger() -> list[dict]:
         verdict = claims.judge(claim, evidence)
         used = [r for name, r in records.strongest(of_chapter).items() if name in experiments_of(claim)]
         effects = [
-            f"{test.when}: {evidence[test.measure]}: {MARKS[verdict.outcomes[test.measure]]}"
+            f"{test.when}: {evidence[test.measure]}: {_outcome(test, evidence, records.strongest(of_chapter))}"
             for test in claim.tests
             if test.measure in evidence
         ]
@@ -138,6 +140,7 @@ def ledger() -> list[dict]:
                 "kind": claim.kind,
                 "chapter": claim.chapter,
                 "verdict": verdict.word,
+                "because": verdict.because,
                 "effects": effects,
                 "hardware": sorted({hardware(r) for r in used}),
                 "stale": sorted({reason for r in used for reason in stale_reasons(r)}),
@@ -151,7 +154,8 @@ def table(rows: Sequence[dict], linked: bool = False) -> page.Table:
     shown = [
         {
             "claim": row["claim"] + (f" ([{row['id']}]({row['chapter']}.html#{row['id']}))" if linked else ""),
-            "verdict": f"**{row['verdict']}**" + (f"<br>**stale**: {', '.join(row['stale'])}" if row["stale"] else ""),
+            "verdict": f"**{row['verdict']}**<br>{row['because']}"
+            + (f"<br>**stale**: {', '.join(row['stale'])}" if row["stale"] else ""),
             "effects": "<br>".join(row["effects"]),
             "hardware": "<br>".join(row["hardware"]),
         }
@@ -168,7 +172,8 @@ def hardware(record: records.Record) -> str:
     versions = ", ".join(dict.fromkeys(made["packages"].get("torch", "?") for made in record.made))
     is_dirty = record.profile != "smoke" and any(made.get("dirty") for made in record.made)
     dirty = "; made from uncommitted files" if is_dirty else ""
-    return f"{machines}; torch {versions}; {data['name']}{size}; profile {record.profile}{dirty}"
+    shared = "; one split for all seeds" if len(record.seeds) > 1 and "splits" not in data else ""
+    return f"{machines}; torch {versions}; {data['name']}{size}{shared}; profile {record.profile}{dirty}"
 
 
 def places(used: Sequence[records.Record]) -> str:

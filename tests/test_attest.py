@@ -9,7 +9,7 @@ from tools import attest
 from tools.chapters import ROOT
 
 ROWS = [{"seed": n, "kind": k, "error": (n + 1) / 3, "time_s": 1.0, "run_s": 2.0} for n in (0, 1) for k in ("a", "b")]
-PUBLISHED = replace(RECORD, experiment="effect", rows=ROWS)
+PUBLISHED = replace(RECORD, experiment="effect", rows=ROWS, data=RECORD.data | {"splits": "by seed"})
 
 
 def test_times_places_and_order_do_not_count_and_neither_do_columns_that_nobody_published():
@@ -29,6 +29,15 @@ def test_a_label_that_rows_got_later_is_no_difference_but_a_number_is():
     assert attest.difference(record, {"effect": ROWS}, labelled) == ""
     numbered = [row | {"more": 0.5} for row in ROWS]
     assert "4 of 4 rows are new" in attest.difference(replace(PUBLISHED, rows=numbered), {"effect": ROWS}, numbered)
+
+
+def test_where_all_seeds_shared_a_split_only_the_first_seeds_rows_are_compared():
+    old = replace(PUBLISHED, data=RECORD.data)
+    later = [row | {"error": row["error"] + 0.1 * row["seed"]} for row in ROWS]  # seed 1 now has pictures of its own
+    assert attest.difference(old, {"effect": ROWS}, later) == ""
+    assert "2 of 4 rows are new" in attest.difference(PUBLISHED, {"effect": ROWS}, later)
+    changed = [row | {"error": 0.9} if row["seed"] == 0 else row for row in ROWS]
+    assert "2 of 2 rows are new" in attest.difference(old, {"effect": ROWS}, changed)
 
 
 def test_rows_of_kinds_that_nobody_published_are_not_compared():

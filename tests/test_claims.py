@@ -37,12 +37,22 @@ CHAPTERS = {
 LOW, MIDDLE, HIGH = (-3, -2), (-0.5, 0.5), (2, 3)  # intervals below, inside and above ±1
 
 
-def rule(measure="run/effect", direction="greater", bound=1.0, when="with it"):
-    return claims.Test(measure, "with minus without", when, direction, bound, unit="s", confidence=0.95)
+def rule(measure="run/effect", direction="greater", bound=1.0, when="with it", role="main", **changes):
+    usual = {"unit": "s", "confidence": 0.95, "since": "2026-11-01"}
+    return claims.Test(measure, role, "with minus without", when, direction, bound, **usual | changes)
 
 
-def claim(*tests):
-    return claims.Claim("an-id", "Section", "It works.", "effect", "residual", tests)
+def claim(*tests, needs="any"):
+    return claims.Claim("an-id", "Section", "It works.", "effect", "residual", needs, tests)
+
+
+def judged(needs="any", **spans):
+    """The verdict where each role has a test with an interval, by the role's name and a number: main1=HIGH."""
+    tests = [rule(f"run/{name}", role=name[:-1], when=f"with {name}") for name in spans]
+    found = {f"run/{name}": between(*span) for name, span in spans.items() if span}
+    both = [claims.judge(claim(*order, needs=needs), found) for order in (tests, tests[::-1])]
+    assert both[0].word == both[1].word in claims.WORDS
+    return both[0]
 
 
 def between(low, high, **changes):
@@ -78,33 +88,90 @@ def test_an_estimate_of_another_confidence_or_unit_is_refused():
         claims.outcome(rule(), between(2, 3, unit="ms"))
 
 
+OPEN = (0, 2)
+
+
 @pytest.mark.parametrize(
-    ("first", "second", "word"),
+    ("first", "second", "any_word", "all_word"),
     [
-        (HIGH, HIGH, "supported"),
-        (LOW, LOW, "refuted"),
-        (HIGH, LOW, "qualified"),
-        ((0, 2), HIGH, "undecided"),
-        ((0, 2), LOW, "undecided"),
-        ((0, 2), (0, 2), "undecided"),
-        (HIGH, None, "undecided"),
-        (LOW, None, "undecided"),
-        (None, None, "not yet tested"),
+        (HIGH, HIGH, "yes", "yes"),
+        (LOW, LOW, "no", "no"),
+        (HIGH, LOW, "yes, if", "no"),
+        (OPEN, HIGH, "yes, if", "cannot tell"),
+        (OPEN, LOW, "cannot tell", "no"),
+        (OPEN, OPEN, "cannot tell", "cannot tell"),
+        (HIGH, None, "yes, if", "cannot tell"),
+        (LOW, None, "cannot tell", "no"),
+        (None, None, "not yet tested", "not yet tested"),
     ],
 )
-def test_verdicts(first, second, word):
-    tests = rule("run/a"), rule("run/b")
-    found = {test.measure: between(*span) for test, span in zip(tests, (first, second), strict=True) if span}
-    assert claims.judge(claim(*tests), found).word == word
-    assert claims.judge(claim(*reversed(tests)), found).word == word
-    assert word in claims.WORDS
+def test_main_tests_are_conditions_or_parts_of_a_claim(first, second, any_word, all_word):
+    assert judged("any", main1=first, main2=second).word == any_word
+    assert judged("all", main1=first, main2=second).word == all_word
 
 
-@pytest.mark.parametrize("third", [HIGH, LOW, (0, 2), None])
-def test_holding_once_and_failing_once_is_qualified_whatever_the_rest(third):
-    tests = rule("run/a"), rule("run/b"), rule("run/c")
-    found = {"run/a": between(*HIGH), "run/b": between(*LOW)} | ({"run/c": between(*third)} if third else {})
-    assert claims.judge(claim(*tests), found).word == "qualified"
+@pytest.mark.parametrize("third", [HIGH, LOW, OPEN, None])
+def test_a_limit_only_narrows_a_yes(third):
+    assert judged(main1=HIGH, limit1=third).word == ("yes, if" if third == LOW else "yes")
+    assert judged(main1=LOW, limit1=third).word == "no"
+    assert judged(main1=OPEN, limit1=third).word == "cannot tell"
+
+
+@pytest.mark.parametrize("control", [LOW, OPEN, None])
+@pytest.mark.parametrize("main", [HIGH, LOW, OPEN])
+def test_nothing_is_decided_where_a_control_does_not_hold(main, control):
+    found = judged(main1=main, control1=control)
+    assert found.word == "cannot tell" and found.because.endswith("with control1")
+    assert found.because.startswith("Not measured" if control is None else "The regime was not reached")
+    assert judged(main1=main, control1=HIGH).word == judged(main1=main).word
+
+
+def test_a_verdict_says_under_which_conditions_and_what_is_open():
+    assert (
+        judged(main1=HIGH, main2=LOW, main3=None).because
+        == "Yes with main1. Not with main2. Open with main3 (not measured)"
+    )
+    assert judged("all", main1=HIGH, main2=LOW, main3=None).because == "Yes with main1. Not with main2"
+    assert judged(main1=HIGH, limit1=LOW).because == "Yes with main1. Not with limit1"
+    gpu = claim(rule("run/a", gpu=True), rule("run/b"))
+    assert claims.judge(gpu, {"run/b": between(*HIGH)}).because == "Yes with it. Open with it (needs a GPU)"
+    assert claims.judge(claim(rule("run/a", gpu=True)), {}).because == "it needs a GPU"
+
+
+def test_an_open_test_says_about_how_many_runs_would_decide_it():
+    # half-width 1 at n = 5, mean 0.5 below the bound: four times the values halve it
+    assert claims.seeds_to_decide(rule(), between(-0.5, 1.5)) == 20
+    assert claims.seeds_to_decide(rule(direction="within"), between(-2.5, -0.5)) == 20  # of the nearer bound
+    assert claims.seeds_to_decide(rule(), between(0, 2)) is None
+    said = lambda low, high: claims.judge(claim(rule()), {"run/effect": between(low, high)}).because  # noqa: E731
+    assert said(-0.5, 1.5) == "Open with it (too few runs: 5, and about 20 would decide)"
+    assert said(0.05, 1.95) == said(0.2, 2.0) == "Open with it (it lies on the bound)"
+
+
+@pytest.mark.parametrize(
+    ("direction", "bound", "span", "word"),
+    [
+        ("greater", 1.0, (1, 2), "as claimed"),
+        ("greater", 1.0, (0.2, 0.8), "too small to matter"),
+        ("greater", 1.0, (-0.5, 0.5), "no difference"),
+        ("greater", 1.0, (-3, 0.5), "not so"),  # no gain, and perhaps a loss that matters
+        ("greater", 1.0, (-3, -0.1), "the opposite"),
+        ("greater", 1.0, (0.5, 1.5), "cannot tell"),
+        ("less", -1.0, (-0.8, -0.2), "too small to matter"),
+        ("less", -1.0, (0.1, 3), "the opposite"),
+        ("less", 1.0, (2, 3), "not so"),  # the rule allows a loss of up to 1
+        ("within", 1.0, (2, 3), "not so"),
+    ],
+)
+def test_how_a_test_came_out_tells_small_from_none_from_opposite(direction, bound, span, word):
+    assert claims.shown(rule(direction=direction, bound=bound), between(*span)) == word
+
+
+def test_a_ratio_of_one_is_no_effect():
+    times = lambda low, high: claims.shown(rule(bound=1.5, unit="times"), between(low, high, unit="times"))  # noqa: E731
+    assert times(1.1, 1.3) == "too small to matter"
+    assert times(0.8, 1.2) == "no difference"
+    assert times(0.6, 0.9) == "the opposite"
 
 
 def test_what_a_rule_needs_is_said_with_its_unit_as_a_reader_sees_it():
@@ -150,11 +217,12 @@ def test_claims_are_those_of_the_given_list():
 
 
 def test_every_claim_can_win_and_lose():
-    """No rule is empty: some evidence supports each claim, and some refutes it."""
+    """No rule is empty: where its controls hold, some evidence makes each claim true, and some makes it false."""
     extremes = {"greater": (1e9, -1e9), "less": (-1e9, 1e9), "within": (0, 1e9), "outside": (1e9, 0)}
     for c in claims.load().values():
-        for side, word in enumerate(("supported", "refuted")):
-            found = {t.measure: exact(extremes[t.direction][side], t.unit) for t in c.tests}
+        for side, word in enumerate(("yes", "no")):
+            sides = {t.measure: 0 if t.role == "control" else side for t in c.tests}
+            found = {t.measure: exact(extremes[t.direction][sides[t.measure]], t.unit) for t in c.tests}
             assert claims.judge(c, found).word == word, c.id
 
 
@@ -187,9 +255,12 @@ GOOD = {
     "claim": "C.",
     "kind": "fact",
     "chapter": "residual",
+    "needs": "all",
     "tests": [
         {
             "measure": "run/effect",
+            "role": "main",
+            "since": "2026-11-01",
             "what": "w",
             "when": "for it",
             "direction": "less",
@@ -211,10 +282,14 @@ def changed(**changes):
         ([GOOD, GOOD], "claim an-id: the id stands twice"),
         ([GOOD | {"id": 5}], "id is 5"),
         ([GOOD | {"claim": ""}], "claim is ''"),
-        ([GOOD | {"verdict": "supported"}], "claim an-id: unknown key verdict"),
+        ([GOOD | {"verdict": "yes"}], "claim an-id: unknown key verdict"),
         ([{k: v for k, v in GOOD.items() if k != "kind"}], "missing key kind"),
         ([GOOD | {"kind": "opinion"}], "kind is 'opinion'; allowed: definition, fact, effect"),
-        ([GOOD | {"tests": []}], "no tests"),
+        ([GOOD | {"tests": []}], "no test of role main"),
+        (changed(role="limit"), "no test of role main"),
+        ([GOOD | {"needs": "most"}], "needs is 'most'; allowed: all, any"),
+        (changed(role="side"), "role of run/effect is 'side'; allowed: main, limit, control"),
+        (changed(since="today"), "since of run/effect is 'today'"),
         ([GOOD | {"tests": "run/effect"}], "it must be a list"),
         ([GOOD | {"tests": GOOD["tests"] * 2}], "run/effect stands in two tests"),
         (["an-id"], "claim 1: 'an-id' is no mapping"),

@@ -116,12 +116,14 @@ def test_outputs_come_in_order_and_only_inside_the_block(model):
 def test_features_are_pooled_outputs_of_all_batches(model):
     model.eval()
     found = probes.features(model, model.units(), [(IMAGES[:4], None), (IMAGES[4:], None)])
-    assert [tuple(t.shape) for t in found] == [(6, 64), (6, 64), (6, 128)]
+    assert [tuple(t.shape) for t in found] == [(6, 256), (6, 256), (6, 128)]  # never more areas than pixels
+    found = probes.features(model, model.units(), [(IMAGES[:4], None), (IMAGES[4:], None)], numbers=64)
+    assert [tuple(t.shape) for t in found] == [(6, 64), (6, 64), (6, 64)]  # as many numbers for 4 channels as for 8
     with probes.outputs(model.units()) as kept, torch.no_grad():
         model(IMAGES)
     assert torch.allclose(found[0], F.avg_pool2d(kept[0], 2).flatten(1), atol=1e-6)
-    oblong = probes.features(model, model.units(), [(draw(2, 1, 4, 12), None)], pool=4)
-    assert [tuple(t.shape) for t in oblong] == [(2, 64), (2, 64), (2, 64)]  # never more pixels than there are
+    oblong = probes.features(model, model.units(), [(draw(2, 1, 4, 12), None)], numbers=64)
+    assert [tuple(t.shape) for t in oblong] == [(2, 64), (2, 64), (2, 64)]
 
 
 @pytest.mark.parametrize("width", [5, 60], ids=["more rows than columns", "more columns than rows"])
@@ -132,7 +134,14 @@ def test_ridge_equals_sklearns(width):
     new[:, 1] = 2.0
     mean, std = x.double().mean(0), x.double().std(0).clamp_min(1e-6)
     theirs = Ridge(alpha=0.01 * 40).fit((x.double() - mean) / std, y.double()).predict((new.double() - mean) / std)
-    assert torch.allclose(probes.ridge(x, y, new), torch.from_numpy(theirs), atol=1e-8)
+    assert torch.allclose(probes.ridge(x, y, new, strength=0.01), torch.from_numpy(theirs), atol=1e-8)
+
+
+def test_ridge_chooses_its_penalty_on_held_out_pairs():
+    x, y = draw(60, 40), draw(60, 3, seed=1)  # nothing to learn: the strongest penalty is best
+    assert torch.equal(probes.ridge(x, y, x), probes.ridge(x, y, x, strength=max(probes.STRENGTHS)))
+    y = x @ draw(40, 3, seed=2)
+    assert torch.equal(probes.ridge(x, y, x), probes.ridge(x, y, x, strength=min(probes.STRENGTHS)))
 
 
 def test_a_linear_probe_finds_what_is_linear_and_not_what_is_absent():

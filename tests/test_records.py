@@ -167,6 +167,7 @@ def test_runs_are_the_same_by_settings_data_and_code_or_code_that_was_attested()
     assert not same(code={})
     assert not same(settings={"depths": [8, 20], "rate": 0.3})
     assert not same(data={**RECORD.data, "fingerprint": "other"})
+    assert not same(data={**RECORD.data, "splits": "by seed"})
     assert not same(data={**RECORD.data, "test": 20})
 
 

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
+from resnet_lib import stats
 from resnet_lib.stats import Estimate, equivalent, exact, interval, paired, paired_rows, seeds_needed, summarise
 
 A = [0.91, 0.93, 0.90, 0.95, 0.92]
@@ -90,6 +91,29 @@ def test_equivalence_equals_hand_computation():
     assert equivalent(A, B, margin=0.1) == equivalent(np.subtract(A, B), margin=0.1)
 
 
+def test_twice_and_half_are_equally_far_from_no_effect():
+    up, down = interval([2, 2.5, 1.6], method="log-t", unit="times"), interval([0.5, 0.4, 0.625], method="log-t")
+    assert up.mean == pytest.approx(2) == 1 / down.mean and up.n == 3 and up.unit == "times"
+    assert up.low == pytest.approx(1 / down.high) and up.high == pytest.approx(1 / down.low)
+    assert interval([2, 0.5], method="log-t").mean == pytest.approx(1)
+    logs = interval(np.log([2, 2.5, 1.6]))
+    assert up.high == pytest.approx(np.exp(logs.high))
+
+
+def test_a_change_is_the_ratio_minus_one_and_a_saving_is_one_minus_the_ratio():
+    rows = [
+        {"seed": n, "kind": k, "value": v} for n, (a, b) in enumerate(((2, 1), (8, 2))) for k, v in (("a", a), ("b", b))
+    ]
+    ratio, change = (
+        stats.paired_ratio(rows, "value", "kind", "a", "b"),
+        stats.paired_change(rows, "value", "kind", "a", "b"),
+    )
+    assert ratio.mean == pytest.approx(8**0.5) and change.mean == pytest.approx(8**0.5 - 1)
+    assert change.low == pytest.approx(ratio.low - 1) and change.unit == "relative"
+    saved = stats.shifted(ratio, 1, -1)
+    assert saved.mean == pytest.approx(1 - 8**0.5) and (saved.low, saved.high) == (1 - ratio.high, 1 - ratio.low)
+
+
 def test_equivalence_agrees_with_its_interval():
     rng = np.random.default_rng(0)
     results = [equivalent(rng.normal(0.5, 1, 5), margin=1.5) for _ in range(300)]
@@ -165,7 +189,8 @@ def test_estimate_reads_well():
         (lambda: exact(float("inf")), "value inf at position 0"),
         (lambda: interval([[1, 2], [3, 4]]), r"shape \(2, 2\)"),
         (lambda: interval([1, 2], confidence=95), "confidence is 95; it must be between 0 and 1"),
-        (lambda: interval([1, 2], method="z"), "method is 'z'; allowed: 't', 'bootstrap'"),
+        (lambda: interval([1, 2], method="z"), "method is 'z'; allowed: 't', 'log-t', 'bootstrap'"),
+        (lambda: interval([1, 0.0], method="log-t"), "a ratio of 0 has no logarithm"),
         (lambda: paired([1, 2, 3], [1, 2]), "3 values against 2"),
         (lambda: equivalent([1, 2], margin=0), "margin is 0"),
         (lambda: equivalent([1, 2], margin=1, confidence=0.4), "confidence is 0.4"),

@@ -263,6 +263,31 @@ def test_a_run_gets_the_pictures_and_the_device(capsys):
     open_study([peeking]).measure(peeking)
 
 
+def test_each_seed_has_training_pictures_of_its_own_and_the_record_says_so(tmp_path):
+    seen = {}
+
+    def looking(s, kind, seed):
+        seen.setdefault(seed, s.pictures)
+        assert seen[seed].fingerprint == s.pictures.fingerprint, "both kinds of a seed see the same"
+        return [{"what": "size", "value": 1.0}]
+
+    study = open_study([replace(SIZE, run=looking)], seeds=3, records_to=str(tmp_path), dataset="digits")
+    study.measure(study.experiments[0])
+    assert len({pictures.fingerprint for pictures in seen.values()}) == 3
+    assert seen[0].fingerprint == study.pictures.fingerprint
+    assert {len(pictures.test) for pictures in seen.values()} == {50}
+    (record,) = records.published(folder=tmp_path)
+    assert record.data["splits"] == "by seed" and record.data["fingerprint"] == study.pictures.fingerprint
+
+
+def test_runs_without_a_seed_know_no_splits(tmp_path):
+    exact = replace(SIZE, conditions=lambda s: [{"kind": "tall", "seed": 0}], estimates=lambda rows, s: {})
+    bare = replace(exact, conditions=lambda s: [{"kind": "tall"}], run=lambda s, kind: [{"what": "size", "value": 1.0}])
+    study = open_study([bare], records_to=str(tmp_path))
+    study.measure(bare)
+    assert "splits" not in records.published(folder=tmp_path)[0].data
+
+
 def test_a_cache_that_cannot_be_written_is_named_before_the_first_run(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("no folder")
     monkeypatch.setenv("RESNET_LIB_CACHE", str(tmp_path / "file" / "cache"))

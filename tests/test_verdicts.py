@@ -16,9 +16,12 @@ RULES = {t.measure: claims.rule_hash(t) for t in claims.load()["res-degradation"
 
 def record(profile, plain, residual, **changes):
     """A record of the degradation experiment with two intervals, given as (low, high)."""
+    spans = {"plain_change": plain, "residual_change": residual, "base_accuracy": (0.8, 0.9), "worst_arm": (0.3, 0.4)}
     estimates = {
-        name: asdict(stats.Estimate((low + high) / 2, low, high, 3, 0.95, 0.01, "t", "error"))
-        for name, (low, high) in {"plain_change": plain, "residual_change": residual}.items()
+        name: asdict(
+            stats.Estimate((low + high) / 2, low, high, 3, 0.95, 0.01, "t", "accuracy" if "base" in name else "error")
+        )
+        for name, (low, high) in spans.items()
     }
     made = [{"device": DEVICE, "packages": {"torch": "2.11"}, "date": "2026-11-27"}]
     whole = records.Record(
@@ -59,17 +62,17 @@ def test_without_records_every_claim_is_not_yet_tested(publish):
 @pytest.mark.parametrize(
     ("plain", "residual", "word"),
     [
-        ((0.1, 0.2), (-0.01, 0.01), "supported"),
-        ((0.1, 0.2), (0.1, 0.2), "qualified"),
-        ((-0.1, 0.0), (0.1, 0.2), "refuted"),
-        ((0.0, 0.1), (-0.01, 0.01), "undecided"),
+        ((0.1, 0.2), (-0.01, 0.01), "yes"),
+        ((0.1, 0.2), (0.1, 0.2), "no"),
+        ((-0.1, 0.0), (0.1, 0.2), "no"),
+        ((0.0, 0.1), (-0.01, 0.01), "cannot tell"),
     ],
 )
 def test_the_ledger_shows_the_verdict_that_the_records_give_and_what_gave_it(publish, plain, residual, word):
     publish(record("cpu", plain, residual))
     found = row("res-degradation")
     assert found["verdict"] == word
-    assert len(found["effects"]) == 2 and "points (n=3)" in found["effects"][0]
+    assert len(found["effects"]) == 4 and "points (n=3)" in found["effects"][0]
     assert found["hardware"] == ["A GPU; torch 2.11; digits; profile cpu"] and found["stale"] == []
     assert row("res-info")["verdict"] == "not yet tested"
 
@@ -77,7 +80,7 @@ def test_the_ledger_shows_the_verdict_that_the_records_give_and_what_gave_it(pub
 def test_the_strongest_profile_counts_alone(publish):
     publish(record("cpu", (0.1, 0.2), (0.1, 0.2)), record("full", (0.1, 0.2), (-0.01, 0.01)))
     found = row("res-degradation")
-    assert found["verdict"] == "supported" and found["hardware"] == ["A GPU; torch 2.11; digits; profile full"]
+    assert found["verdict"] == "yes" and found["hardware"] == ["A GPU; torch 2.11; digits; profile full"]
 
 
 def test_a_record_of_other_code_is_stale_until_that_code_is_attested(publish):
@@ -98,8 +101,8 @@ def test_a_rule_changed_after_the_measurement_is_named(publish):
 @pytest.mark.parametrize(
     ("line", "reason"),
     [
-        ("epochs: 8", None),
-        ("epochs: 80", "the profile cpu now has epochs=80, the record 8"),
+        ("depth_epochs: 8", None),
+        ("depth_epochs: 80", "the profile cpu now has depth_epochs=80, the record 8"),
         ("image_size: 32", "the profile cpu now has image_size=32, the record's data 16"),
         ("train_size: 100", "the profile cpu now has train_size=100, the record's data 6400"),
         ("seeds: 9", None),  # more seeds are wanted: a record grows
@@ -111,7 +114,7 @@ def test_a_profile_changed_after_the_measurement_is_named(publish, tmp_path, lin
     notebook = (ROOT / "chapters" / "residual.ipynb").read_text("utf-8")
     (tmp_path / "chapters" / "residual.ipynb").write_text(notebook, "utf-8")
     (tmp_path / "profiles" / "cpu" / "residual.yml").write_text(f"{line}\n", "utf-8")
-    settings = {"epochs": 8} if "epochs" in line else {}
+    settings = {"depth_epochs": 8} if "epochs" in line else {}
     data = {"name": "cifar10", "fingerprint": "f", "train": 6400, "shape": [3, 16, 16]}
     publish(record("cpu", (0.1, 0.2), (-0.01, 0.01), settings=settings, data=data))
     assert row("res-degradation")["stale"] == ([reason] if reason else [])
@@ -120,21 +123,36 @@ def test_a_profile_changed_after_the_measurement_is_named(publish, tmp_path, lin
 def test_a_claims_block_says_what_was_needed_and_measured_and_how_it_came_out():
     claim = claims.load()["res-degradation"]
     shown = verdicts.block(claim, [record("cpu", (0.1, 0.2), (0.1, 0.2))])
-    assert 'id="res-degradation"' in shown.html and "verdict-qualified" in shown.html
-    assert (
-        "QUALIFIED" in shown.text
-        and "at least 2 points" in shown.text
-        and "15.0 [10.0, 20.0] points (n=3)" in shown.text
-    )
-    assert "<strong>does not hold</strong>" in shown.html
+    assert 'id="res-degradation"' in shown.html and "verdict-no" in shown.html and claim.published[:20] in shown.html
+    assert "at least 2 points" in shown.text and "15.0 [10.0, 20.0] points (n=3)" in shown.text
+    assert "NO: Plain networks" in shown.text and "Not in that residual networks do not." in shown.text
+    assert "<strong>not so</strong>" in shown.html and "(control)" in shown.text
     assert "A GPU; torch 2.11; digits; profile cpu; 2026-11-27" in shown.text
 
 
-def test_a_strip_links_each_claim_to_its_block_and_counts_its_tests():
+def test_a_rule_younger_than_the_runs_that_it_judges_is_marked(publish):
+    publish(record("cpu", (0.1, 0.2), (-0.01, 0.01)))
+    assert not any("rule written" in effect for effect in row("res-degradation")["effects"])
+    made = [{"device": DEVICE, "packages": {"torch": "2.11"}, "date": "2026-11-26"}]
+    publish(record("cpu", (0.1, 0.2), (-0.01, 0.01), made=made))
+    effects = row("res-degradation")["effects"]
+    assert all("as claimed (rule written on 2026-11-27, after these runs)" in effect for effect in effects)
+
+
+def test_a_strip_links_each_claim_to_its_block_and_says_why():
     shown = verdicts.strip("residual", [record("cpu", (0.1, 0.2), (0.1, 0.2))])
     chapter = [c for c in claims.load().values() if c.chapter == "residual"]
     assert all(f'href="#{claim.id}"' in shown.html for claim in chapter)
-    assert "1 of 2 hold, 1 of 2 do not hold" in shown.html and shown.text.count("\n") == len(chapter) - 1
+    assert "Not in that residual networks do not" in shown.html and shown.text.count("\n") == len(chapter) - 1
+
+
+def test_records_whose_seeds_share_one_split_say_so(publish):
+    rows = [{"seed": 0}, {"seed": 1}]
+    publish(record("cpu", (0.1, 0.2), (-0.01, 0.01), rows=rows))
+    assert "one split for all seeds" in row("res-degradation")["hardware"][0]
+    data = {"name": "digits", "fingerprint": "f", "splits": "by seed"}
+    publish(record("cpu", (0.1, 0.2), (-0.01, 0.01), rows=rows, data=data))
+    assert "one split" not in row("res-degradation")["hardware"][0]
 
 
 def test_a_record_from_uncommitted_files_says_so(publish):

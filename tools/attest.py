@@ -93,6 +93,9 @@ def difference(record, before: dict[str, list[dict]], after: list[dict]) -> str:
     if missing := columns - {name for row in after for name in row}:
         return f"the code of today gives no column {', '.join(sorted(missing))}"
     kinds = {row.get("what") for row in record.rows}
+    if "splits" not in record.data:  # made when all seeds shared the first one's split: only its rows can be the same
+        before = {name: [row for row in rows if not row.get("seed")] for name, rows in before.items()}
+        after = [row for row in after if not row.get("seed")]
     now = [{k: v for k, v in row.items() if k in columns} for row in comparable(after, kinds)]
     there = comparable([row for rows in before.values() for row in rows], kinds)
     own = comparable(before.get(record.experiment, []), kinds)

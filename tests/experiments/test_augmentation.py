@@ -365,10 +365,10 @@ def test_worth_uses_each_seeds_own_curve_at_its_own_share():
         rows.append(row | {"recipe": "rotation", "accuracy": accuracy})
     found = amount.estimates(rows, settings(standard="rotation"))
     assert (
-        found["worth_at_a_tenth"].mean == pytest.approx((math.sqrt(5 * 10) + 10) / 2)
+        found["worth_at_a_tenth"].mean == pytest.approx(math.sqrt(math.sqrt(5 * 10) * 10))
         and found["worth_at_a_tenth"].unit == "times"
     )
-    assert found["worth_at_a_half"].mean == pytest.approx((1 + 2) / 2)
+    assert found["worth_at_a_half"].mean == pytest.approx(math.sqrt(1 * 2))
     bounded = {(r["share"], r["seed"]): r["bounded"] for r in amount.worth_by_seed(rows, "rotation")}
     assert bounded == {(0.1, 0): False, (0.1, 1): False, (0.5, 0): False, (0.5, 1): True}
 
@@ -423,7 +423,7 @@ def test_the_share_is_of_the_change_in_change_and_step_together():
     rows += [{"name": "workers", "times_s": [4.0, 9.0]}, {"name": "batches", "times_s": [2.0, 3.0]}]
     found = cost.estimates(rows, settings(cost_depths=[20, 8]))
     assert found["crop_flip_share"].mean == pytest.approx(0.075), "at the deepest network"
-    assert found["loader_ratio"].mean == pytest.approx((2 + 3) / 2), "round by round"
+    assert found["loader_ratio"].mean == pytest.approx(math.sqrt(2 * 3)), "round by round"
 
 
 # --- forms of input

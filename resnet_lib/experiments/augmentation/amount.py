@@ -33,7 +33,7 @@ def worth_by_seed(rows, recipe: str) -> list[dict]:
 
 
 def worth_at(worths, share: float) -> stats.Estimate:
-    return stats.interval([r["worth"] for r in worths if r["share"] == share], unit="times")
+    return stats.interval([r["worth"] for r in worths if r["share"] == share], method="log-t", unit="times")
 
 
 def estimates(rows, s):

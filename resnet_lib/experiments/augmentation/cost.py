@@ -113,7 +113,9 @@ def estimates(rows, s):
     by_workers, at_once = (timing(rows, name)["times_s"] for name in ("workers", "batches"))
     return {
         "crop_flip_share": of_share(rows, max(s.cost_depths), "crop+flip"),
-        "loader_ratio": stats.interval([a / b for a, b in zip(by_workers, at_once, strict=True)], unit="times"),
+        "loader_ratio": stats.interval(
+            [a / b for a, b in zip(by_workers, at_once, strict=True)], method="log-t", unit="times"
+        ),
     }
 
 

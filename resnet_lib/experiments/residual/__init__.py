@@ -1,6 +1,6 @@
 """The chapter on residual connections: what it measures, and what it says of the strongest records."""
 
-from resnet_lib.experiments.residual.depth import DEGRADATION, INFORMATION, REMOVAL, TRAINED_GRADIENTS
+from resnet_lib.experiments.residual.depth import DEGRADATION, INFORMATION, RATES, REMOVAL, TRAINED_GRADIENTS
 from resnet_lib.experiments.residual.family import FAMILY
 from resnet_lib.experiments.residual.gradients import GRADIENTS, SHATTERING
 from resnet_lib.experiments.residual.shortcuts import SHORTCUTS
@@ -12,6 +12,7 @@ EXPERIMENTS = (
     UNIT,
     GRADIENTS,
     SHATTERING,
+    RATES,
     DEGRADATION,
     TUNING,
     LOSS_SLICE,

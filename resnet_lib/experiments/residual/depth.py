@@ -2,122 +2,68 @@
 
 from dataclasses import replace
 
-import torch
-import torch.nn.functional as F
-
-from resnet_lib import data, page, plots, probes, stats, train
-from resnet_lib.experiments.residual.networks import KINDS, network, refuse_depths, trained_gradients, training
+from resnet_lib import page, plots, stats
+from resnet_lib.experiments import depths
+from resnet_lib.experiments.depths import KINDS, arms
 from resnet_lib.study import Experiment
 from resnet_lib.sweep import conditions
 
-
-def some(units: list, count: int = 12) -> dict[int, object]:
-    """At most `count` of the units, evenly spaced, with the first and the last, by their number from 1."""
-    places = torch.linspace(0, len(units) - 1, min(count, len(units))).round().long().unique()
-    return {int(p) + 1: units[int(p)] for p in places}
+RATES = depths.rates("depth_rates", KINDS, [8, 14])
 
 
-def trained(s, kind: str, depth: int, seed: int) -> list[dict]:
-    """Train one network; its curve, and of the deepest what its features tell and what it loses with a unit."""
-    config = training(s, epochs=s.epochs, learning_rate=s.learning_rate)
-    fitted = train.fit(lambda: network(s, kind, depth), s.pictures, config, seed=seed, progress=False)
-    model, rows = fitted.model, [row | {"what": "curve"} for row in fitted.rows]
-    rows[-1]["test_error"] = train.evaluate(model, s.pictures, s.pictures.test, config)["error"]
-    if depth < max(s.depths):
-        return rows
-    return rows + information(s, model, config) + removal(s, model, config) + trained_gradients(s, model, seed)
-
-
-def information(s, model, config) -> list[dict]:
-    """What linear maps can read out of the features at each depth: the class, and the picture itself."""
-    watched, model = some(model.units()), model.eval()
-    x, y, picture = {}, {}, {}
-    for name, split in (("train", s.pictures.train), ("val", s.pictures.val)):
-        part = data.Split(split.images[:2000], split.labels[:2000])
-        batches = list(train.Batches(s.pictures, part, config, s.device).in_order(500))
-        x[name] = probes.features(model, watched.values(), batches)
-        y[name] = torch.cat([labels for _, labels in batches])
-        picture[name] = torch.cat([F.adaptive_avg_pool2d(images, 8).flatten(1) for images, _ in batches])
-    rows = []
-    for unit, fit_on, judge_on in zip(watched, x["train"], x["val"], strict=True):
-        probe = probes.probe_accuracy(fit_on, y["train"], judge_on, y["val"], s.facts["classes"])
-        rebuilt = probes.explained_variance(fit_on, picture["train"], judge_on, picture["val"])
-        row = {"unit": unit, "probe": probe, "reconstruction": rebuilt, "cka_first": probes.cka(judge_on, x["val"][0])}
-        rows.append(row | {"what": "information"})
-    return rows
-
-
-def removal(s, model, config) -> list[dict]:
-    """Validation error with units taken out after training: each alone, and several at random."""
-    whole = enumerate(model.units(), 1)
-    units = {k: u for k, u in whole if u.stride == 1 and u.in_channels == u.out_channels}
-
-    def error_without(*gone: int) -> float:
-        with probes.removed(*(units[k] for k in gone)):
-            return train.evaluate(model, s.pictures, s.pictures.val, config)["error"]
-
-    rows = [{"unit": 0, "removed": 0, "error": error_without()}]
-    rows += [{"unit": k, "removed": 1, "error": error_without(k)} for k in some(list(units)).values()]
-    order = torch.randperm(len(units), generator=torch.Generator().manual_seed(0)).tolist()
-    for count in (2, 4, 8):
-        if count <= len(units):
-            gone = [list(units)[place] for place in order[:count]]
-            rows.append({"unit": 0, "removed": count, "error": error_without(*gone)})
-    return [row | {"what": "removal"} for row in rows]
-
-
-def last_epoch(rows):
-    return [r for r in rows if r["epoch"] == max(q["epoch"] for q in rows)]
-
-
-def ends(s):
-    return min(s.depths), max(s.depths)
+def base(s, rows):
+    """The depth that others are compared with, and the deepest."""
+    return s.looked_depth, max(r["depth"] for r in rows)
 
 
 def degradation_estimates(rows, s):
-    """Training error of the deepest minus that of the shallowest, and of plain minus residual at the deepest."""
-    final, (shallow, deep) = last_epoch(rows), ends(s)
-    change = {
+    """Error in the last epoch of training: the deepest minus the base, by kind; plain minus residual at the deepest."""
+    middle, deep = base(s, rows)
+    found = {
         f"{kind}_change": stats.paired_rows(
-            [r for r in final if r["kind"] == kind], "train_error", "depth", deep, shallow, unit="error"
+            stats.where(rows, kind=kind), "train_error", "depth", deep, middle, unit="error"
         )
         for kind in KINDS
     }
-    at_deepest = [r for r in final if r["depth"] == deep]
-    return change | {
-        "deepest_gap": stats.paired_rows(at_deepest, "train_error", "kind", "plain", "residual", unit="error")
-    }
+    at_deepest = stats.where(rows, depth=deep)
+    found["deepest_gap"] = stats.paired_rows(at_deepest, "train_error", "kind", "plain", "residual", unit="error")
+    found["deepest_test_gap"] = stats.paired_rows(at_deepest, "test_error", "kind", "plain", "residual", unit="error")
+    own = stats.where(rows, kind="residual", depth=middle)
+    found["base_accuracy"] = stats.interval([1 - r["test_error"] for r in own], unit="accuracy")
+    cells = [stats.where(rows, kind=kind, depth=depth) for kind in KINDS for depth in {r["depth"] for r in rows}]
+    learnt = [stats.interval([s.chance_error - r["train_error"] for r in cell], unit="error") for cell in cells]
+    return found | {"worst_arm": min(learnt, key=lambda estimate: estimate.mean)}
 
 
 def degradation_finding(rows, s, e):
-    shallow, deep = ends(s)
-    noise = stats.interval(
-        [r["train_error"] for r in last_epoch(rows) if (r["kind"], r["depth"]) == ("residual", deep)]
-    ).sd
+    middle, deep = base(s, rows)
+    noise = stats.interval([r["train_error"] for r in stats.where(rows, kind="residual", depth=deep)]).sd
     return (
-        f"From {shallow} to {deep} layers the training error changes by {e['plain_change']} without the addition and by "
-        f"{e['residual_change']} with it. At {deep} layers the plain network's is higher by {e['deepest_gap']}. "
-        f"Over seeds that residual network's error has a standard deviation of {noise:.3f}: to see a difference of 0.02 "
+        f"From {middle} to {deep} layers the training error changes by {e['plain_change']} without the addition and by "
+        f"{e['residual_change']} with it. At {deep} layers the plain network's is higher by {e['deepest_gap']}, and its test "
+        f"error by {e['deepest_test_gap']}. The residual network of {middle} layers reaches a test accuracy of "
+        f"{e['base_accuracy']} in {s.depth_epochs} epochs, and no network is nearer to guessing than {e['worst_arm']}. "
+        f"Over seeds the deep residual network's error has a standard deviation of {noise:.3f}: to see a difference of 0.02 "
         f"one needs {stats.seeds_needed(noise, 0.02)} seeds in each arm."
     )
 
 
 def degradation_table(rows, s):
-    final = last_epoch(rows)
     shown = []
-    for cell in conditions(kind=KINDS, depth=s.depths):
-        own = [r for r in final if cell.items() <= r.items()]
+    for cell in conditions(kind=KINDS, depth=sorted({r["depth"] for r in rows})):
+        own = [r for r in rows if cell.items() <= r.items()]
         shown.append(cell | {name: stats.interval([r[name] for r in own]) for name in ("train_error", "test_error")})
-    columns = {"train_error": "training error", "test_error": "test error"}
+        shown[-1]["rate"] = own[0]["rate"]
+    columns = {"rate": ("learning rate", "g"), "train_error": "training error", "test_error": "test error"}
     return page.table(shown, {"kind": "network", "depth": "layers"} | columns)
 
 
 def draw_degradation(rows, s):
-    final, (shallow, deep) = last_epoch(rows), ends(s)
+    middle, deep = base(s, rows)
     with plots.figure(2, 1, height=4.8, sharex=True, sharey=True) as (_, axes):
         for ax, column in zip(axes, ("train_error", "test_error"), strict=True):
-            plots.dots(ax, final, "depth", column, by="kind", offset=0.08)
-            ax.set(ylabel={"train_error": "training error", "test_error": "test error"}[column], ylim=(0, 1))
+            plots.dots(ax, rows, "depth", column, by="kind", offset=0.08)
+            ax.set(ylabel={"train_error": "training error", "test_error": "test error"}[column], ylim=(0, None))
         axes[0].legend()
         axes[1].set_xlabel("layers")
     words = {
@@ -125,84 +71,103 @@ def draw_degradation(rows, s):
         for kind, e in zip(KINDS, degradation_estimates(rows, s).values(), strict=False)
     }
     return (
-        f"From {shallow} to {deep} layers the plain network's training error {words['plain']} and the residual one's "
-        f"{words['residual']}. Dots are seeds, bars intervals of 95 %."
+        f"From {middle} to {deep} layers the plain network's training error {words['plain']} and the residual one's "
+        f"{words['residual']}; each network at its own learning rate. Dots are seeds, bars intervals of 95 %."
     )
 
 
 DEGRADATION = Experiment(
     "degradation",
-    run=trained,
-    conditions=lambda s: conditions(kind=KINDS, depth=_depths(s), seed=s.seeds),
+    run=depths.trained,
+    conditions=lambda s: arms(s, KINDS, s.depths),
     estimates=degradation_estimates,
-    settings=("depths", "epochs", "learning_rate", "number_format"),
-    tiny={"depths": [8, 14], "epochs": 1},
+    settings=("looked_depth", "depth_epochs", "flips", "number_format"),
+    counts=("depths",),
+    tiny={"depths": [8, 14], "looked_depth": 8, "depth_epochs": 1},
     finding=degradation_finding,
     figure=draw_degradation,
     alt="Two panels on the same axis of error against depth: training error above, test error below, plain and residual, "
     "a small dot for each seed and the mean with its interval.",
     table=degradation_table,
-    kept=("curve",),
+    kept=("end",),
+    needs=RATES,
+    choose=lambda rows, s: {"rate_of": depths.rates_of(rows)},
 )
 
 
-def _depths(s):
-    refuse_depths("depths", s.depths, least=2)
-    return s.depths
-
-
-def last_unit(rows):
-    return [r for r in rows if r["unit"] == max(q["unit"] for q in rows)]
+def last_units(rows, **wanted):
+    """Of each run the row of its last unit that fits."""
+    own = stats.where(rows, what="unit", **wanted)
+    return [r for r in own if r["unit"] == max(q["unit"] for q in own if q["depth"] == r["depth"])]
 
 
 def information_estimates(rows, s):
-    """Residual minus plain at the last unit: what a linear map tells of the class, and of the picture."""
-    last = last_unit(rows)
-    return {
-        "probe_gain": stats.paired_rows(last, "probe", "kind", "residual", "plain", unit="accuracy"),
-        "reconstruction_gain": stats.paired_rows(last, "reconstruction", "kind", "residual", "plain", unit="R²"),
-    }
+    """Residual minus plain at the last unit: what a linear map tells of the class, and of the picture.
+
+    At the base depth and the deepest after training, and at the base depth before.
+    """
+    middle, deep = base(s, rows)
+    places = {"": (middle, "trained"), "deepest_": (deep, "trained"), "untrained_": (middle, "random")}
+    found = {}
+    for name, (depth, state) in places.items():
+        own = last_units(rows, depth=depth, state=state)
+        found[f"{name}probe_gain"] = stats.paired_rows(own, "accuracy", "kind", "residual", "plain", unit="accuracy")
+        found[f"{name}reconstruction_gain"] = stats.paired_rows(
+            own, "reconstruction", "kind", "residual", "plain", unit="R²"
+        )
+    own = stats.where(rows, state="trained")
+    ends = [r | {"of": "own"} for r in stats.where(own, what="own")] + [r | {"of": "probe"} for r in last_units(own)]
+    pair = ("kind", "depth", "seed")
+    found["probe_over_own"] = stats.paired_rows(ends, "accuracy", "of", "probe", "own", pair=pair, unit="accuracy")
+    return found
 
 
 def information_finding(rows, s, e):
+    middle, deep = base(s, rows)
     return (
-        f"After {max(s.depths)} layers, residual minus plain: class by linear probe {e['probe_gain']}; picture rebuilt "
-        f"{e['reconstruction_gain']}. The two need not agree: a classifier may throw the picture away and keep the class."
+        f"At the last unit, residual minus plain. After training at {middle} layers: class by linear probe {e['probe_gain']}, "
+        f"picture rebuilt {e['reconstruction_gain']}. At {deep} layers: {e['deepest_probe_gain']} and "
+        f"{e['deepest_reconstruction_gain']}. Before training at {middle} layers: {e['untrained_probe_gain']} and "
+        f"{e['untrained_reconstruction_gain']}. The two need not agree: a classifier may throw the picture away and keep the "
+        f"class. As a check, the last unit's probe is as good as its network to within {e['probe_over_own']}."
     )
 
 
 def draw_information(rows, s):
     titles = {
-        "probe": "linear probe,\naccuracy",
+        "accuracy": "linear probe,\naccuracy",
         "reconstruction": "picture rebuilt,\nR²",
         "cka_first": "similarity to\nthe first unit, CKA",
     }
+    own = stats.where(rows, what="unit", state="trained", depth=s.looked_depth)
     with plots.figure(3, 1, height=6, sharex=True) as (_, axes):
         for ax, (column, name) in zip(axes, titles.items(), strict=True):
-            plots.lines(ax, rows, "unit", column, by="kind", marker=True)
+            plots.lines(ax, own, "unit", column, by="kind", marker=True)
             ax.set(ylabel=name)
         axes[0].legend()
-        axes[-1].set_xlabel(f"unit of {max(s.depths)} layers, from input to output")
-    last = last_unit(rows)
-    told = {(r["kind"], c): r["mean"] for c in titles for r in stats.summarise(last, c, ("kind",))}
+        axes[-1].set_xlabel(f"unit of {s.looked_depth} layers, from input to output")
+    e = information_estimates(rows, s)
+    words = {
+        name: page.trend(e[f"{name}_gain"], "more", "less", "not clearly more or less")
+        for name in ("probe", "reconstruction")
+    }
     return (
-        f"The last unit's features name the class with accuracy {told['plain', 'probe']:.2f} plain and "
-        f"{told['residual', 'probe']:.2f} residual, and rebuild the picture with R² "
-        f"{told['plain', 'reconstruction']:.2f} and {told['residual', 'reconstruction']:.2f}. Thin lines are seeds."
+        f"With the addition the last unit tells {words['probe']} of the class and {words['reconstruction']} of the picture. "
+        "Thin lines are seeds."
     )
 
 
 INFORMATION = replace(
     DEGRADATION,
     name="information",
-    conditions=lambda s: conditions(kind=KINDS, depth=[max(s.depths)], seed=s.seeds),
+    conditions=lambda s: arms(s, KINDS, sorted({s.looked_depth, max(s.depths)})),
     estimates=information_estimates,
     finding=information_finding,
     figure=draw_information,
     alt="Three panels under each other against the unit number: accuracy of a linear probe, explained variance of the "
     "rebuilt picture, and similarity to the first unit, plain and residual, one thin line for each seed.",
     table=None,
-    kept=("information",),
+    kept=("unit", "own", "pixels", "shuffled"),
 )
 
 
@@ -226,7 +191,7 @@ def removal_estimates(rows, s):
 
 def removal_finding(rows, s, e):
     return (
-        f"Taking out one unit after training costs {e['plain_cost']} in the plain network and {e['residual_cost']} in the "
+        f"At {s.looked_depth} layers, taking out one unit after training costs {e['plain_cost']} in the plain network and {e['residual_cost']} in the "
         f"residual one, which is {e['cost_saved']} less."
     )
 
@@ -248,6 +213,7 @@ def draw_removal(rows, s):
 REMOVAL = replace(
     INFORMATION,
     name="removal",
+    conditions=lambda s: arms(s, KINDS, [s.looked_depth]),
     estimates=removal_estimates,
     finding=removal_finding,
     figure=draw_removal,
@@ -265,7 +231,7 @@ def trained_estimates(rows, s):
 
 def trained_finding(rows, s, e):
     return (
-        f"After training with batch normalisation, at {max(s.depths)} layers, the first unit's gradient is nearer to the "
+        f"After training with batch normalisation, at {rows[0]['depth']} layers, the first unit's gradient is nearer to the "
         f"last's by {e['trained_gain']} with the addition."
     )
 
@@ -273,7 +239,7 @@ def trained_finding(rows, s, e):
 def draw_trained(rows, s):
     with plots.figure(height=2.8) as (_, ax):
         plots.lines(ax, rows, "unit", "decades", by="kind")
-        ax.set(xlabel=f"unit of {max(s.depths)} layers", ylabel="gradient, decades\nover the last unit's")
+        ax.set(xlabel=f"unit of {rows[0]['depth']} layers", ylabel="gradient, decades\nover the last unit's")
         ax.legend()
     first = {r["kind"]: r["mean"] for r in stats.summarise([r for r in rows if r["unit"] == 1], "decades", ("kind",))}
     return (
@@ -285,6 +251,7 @@ def draw_trained(rows, s):
 TRAINED_GRADIENTS = replace(
     INFORMATION,
     name="trained_gradients",
+    conditions=lambda s: arms(s, KINDS, [max(s.depths)]),
     estimates=trained_estimates,
     finding=trained_finding,
     figure=draw_trained,

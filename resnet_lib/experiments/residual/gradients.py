@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from resnet_lib import page, plots, probes, stats, train
-from resnet_lib.experiments.residual.networks import KINDS, network, refuse_depths
+from resnet_lib.experiments.depths import KINDS, checked, network
 from resnet_lib.study import Experiment
 from resnet_lib.sweep import conditions
 
@@ -166,7 +166,7 @@ GRADIENTS = Experiment(
 
 
 def _depths(s):
-    refuse_depths("init_depths", s.init_depths)
+    checked("init_depths", s.init_depths)
     return s.init_depths
 
 

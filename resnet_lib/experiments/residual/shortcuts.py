@@ -1,7 +1,7 @@
 """Unequal dimensions: which shortcut where a stage halves the picture, and a branch that starts at zero."""
 
 from resnet_lib import page, plots, resnets, stats, train
-from resnet_lib.experiments.residual.networks import network, refuse_depths, training
+from resnet_lib.experiments.depths import checked, network, training
 from resnet_lib.study import Experiment
 from resnet_lib.sweep import conditions
 
@@ -85,5 +85,5 @@ SHORTCUTS = Experiment(
 
 
 def _options(s):
-    refuse_depths("shortcut_depth", [s.shortcut_depth])
+    checked("shortcut_depth", [s.shortcut_depth])
     return list(OPTIONS)

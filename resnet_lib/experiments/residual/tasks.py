@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from resnet_lib import blocks, page, plots, stats, train
-from resnet_lib.experiments.residual.networks import KINDS, training
+from resnet_lib.experiments.depths import KINDS, training
 from resnet_lib.study import Experiment
 from resnet_lib.sweep import conditions
 
@@ -92,11 +92,8 @@ def estimates(rows, s):
 
 
 def saved(rows):
-    """(plain - residual) / plain of the held-out loss, paired by seed."""
-    of = {(r["kind"], r["seed"]): r["val_loss"] for r in rows}
-    seeds = sorted({r["seed"] for r in rows})
-    shares = [(of["plain", n] - of["residual", n]) / of["plain", n] for n in seeds]
-    return stats.interval(shares, unit="relative")
+    """1 - residual / plain of the held-out loss, paired by seed."""
+    return stats.shifted(stats.paired_ratio(rows, "val_loss", "kind", "residual", "plain", unit="relative"), 1, -1)
 
 
 def finding(rows, s, e):

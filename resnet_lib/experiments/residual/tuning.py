@@ -1,72 +1,85 @@
 """Is the network easier to tune? The range of learning rates that train it, and its loss around where it ends."""
 
+import itertools
 import math
 from dataclasses import replace
 
 import torch.nn.functional as F
 
-from resnet_lib import plots, probes, stats, train
-from resnet_lib.experiments.residual.networks import KINDS, network, refuse_depths, trained_gradients, training
+from resnet_lib import page, plots, probes, stats, train
+from resnet_lib.experiments.depths import KINDS, SETTLING, checked, network, training
 from resnet_lib.study import Experiment
 from resnet_lib.sweep import conditions
 
 NORMS = ("batch", "none")
-TOLERANCE = 0.05  # of error: how near to its own best a network still trains well; and to guessing, learns nothing
 
 
 def tuning(s, norm: str, kind: str, rate: float, seed: int) -> list[dict]:
-    """Training error after a short training at one learning rate; a loss that becomes infinite counts as guessing."""
+    """Errors after a short training at one learning rate; a loss that becomes infinite counts as guessing."""
     config = training(s, epochs=s.tuning_epochs, learning_rate=rate)
     make = lambda: network(s, kind, s.tuning_depth, norm=norm)  # noqa: E731
     fitted = train.fit(make, s.pictures, config, seed=seed, on_divergence="record", progress=False)
     row, model = fitted.rows[-1], fitted.model
     if row["diverged"]:
-        return [{"what": "error", "error": s.chance_error, "diverged": True}]
-    rows = [{"what": "error", "error": min(row["train_error"], s.chance_error), "diverged": False}]
-    rows += trained_gradients(s, model, seed)
+        return [{"what": "error", "train_error": s.chance_error, "error": s.chance_error, "diverged": True}]
+    batches = train.Batches(s.pictures, s.pictures.train, config, s.device)
+    rows = []
     if rate == s.learning_rate and norm == "batch":
-        images, labels = train.Batches(s.pictures, s.pictures.train, config, s.device).first(seed)
+        images, labels = batches.first(seed)
         distances = [d / 10 for d in range(-10, 11, 2)]
         along = probes.loss_slice(model, lambda: F.cross_entropy(model(images), labels), distances)
-        rows += [r | {"what": "slice"} for r in along]
-    return rows
+        rows = [r | {"what": "slice"} for r in along]
+    error = train.evaluate(train.settle(model, batches, SETTLING), s.pictures, s.pictures.val, config)["error"]
+    row = {"what": "error", "train_error": row["train_error"], "error": min(error, s.chance_error), "diverged": False}
+    return [row, *rows]
 
 
-def spacing(s) -> float:
-    """Decades between neighbouring rates: the smallest difference in a range of rates that can be seen."""
-    return math.log10(max(s.tuning_rates) / min(s.tuning_rates)) / (len(s.tuning_rates) - 1)
+def decades_below(target: float, errors: dict[float, float]) -> float:
+    """Decades of learning rate whose error is at most the target, the error running straight between rates tried.
 
-
-def usable_decades(rows, s):
-    """Of one network and seed: its best error, and the decades of rates that train it well, and that train it at all."""
-    best = min(r["error"] for r in rows)
-    learns = [r["error"] for r in rows if r["error"] < s.chance_error - TOLERANCE]
-    usable = sum(error <= best + TOLERANCE for error in learns)
-    return {"best": best, "decades": spacing(s) * usable, "trains": spacing(s) * len(learns)}
+    Args: errors: by learning rate.
+    """
+    found, tried = 0.0, sorted(errors)
+    for low, high in itertools.pairwise(tried):
+        a, b = errors[low] - target, errors[high] - target
+        below = 1.0 if a <= 0 and b <= 0 else 0.0 if a > 0 and b > 0 else min(a, b) / (min(a, b) - max(a, b))
+        found += below * math.log10(high / low)
+    return found
 
 
 def estimates(rows, s):
-    ranges = [
-        cell | usable_decades([r for r in rows if cell.items() <= r.items()], s)
-        for cell in conditions(norm=NORMS, kind=KINDS, seed=s.seeds)
-    ]
-    with_bn = [r for r in ranges if r["norm"] == "batch"]
-    plain = [r for r in ranges if r["kind"] == "plain"]
+    """Decades of rates that reach the common target, residual minus plain, and each network's error at its best rate."""
+    rows, ranges = stats.where(rows, what="error"), []
+    for cell in conditions(norm=NORMS, kind=KINDS, seed=sorted({r["seed"] for r in rows})):
+        errors = {r["rate"]: r["error"] for r in stats.where(rows, **cell)}
+        ranges.append(cell | {"decades": decades_below(s.tuning_target, errors)})
+    with_bn = stats.where(rows, norm="batch")
+    at_best = []
+    for kind in KINDS:  # the rate is chosen on the other seeds
+        own = stats.where(with_bn, kind=kind)
+        for seed in sorted({r["seed"] for r in own}):
+            rate = stats.best_setting([r for r in own if r["seed"] != seed], "error", "rate")
+            at_best += stats.where(own, seed=seed, rate=rate)
+    with_bn, plain = stats.where(ranges, norm="batch"), stats.where(ranges, kind="plain")
+    without = stats.where(ranges, norm="none")
     return {
         "lr_range_gain": stats.paired_rows(with_bn, "decades", "kind", "residual", "plain", unit="decades"),
-        "best_error_gain": stats.paired_rows(with_bn, "best", "kind", "plain", "residual", unit="error"),
-        "trains_range_gain": stats.paired_rows(with_bn, "trains", "kind", "residual", "plain", unit="decades"),
+        "no_norm_range_gain": stats.paired_rows(without, "decades", "kind", "residual", "plain", unit="decades"),
+        "best_error_gain": stats.paired_rows(at_best, "error", "kind", "plain", "residual", unit="error"),
         "bn_alone_range_gain": stats.paired_rows(plain, "decades", "norm", "batch", "none", unit="decades"),
+        "best_accuracy": stats.interval(
+            [1 - r["error"] for r in stats.where(at_best, kind="residual")], unit="accuracy"
+        ),
     }
 
 
 def finding(rows, s, e):
     return (
-        f"At {s.tuning_depth} layers with batch normalisation the addition widens the range of rates that train well by "
-        f"{e['lr_range_gain']}, and the range in which the network learns anything at all by {e['trains_range_gain']}. "
-        f"At each network's own best rate it lowers the training error by {e['best_error_gain']}. "
-        f"Batch normalisation alone, in the plain network, widens the range by {e['bn_alone_range_gain']}. "
-        f"The rates tried lie {spacing(s):.2f} decades apart, so a smaller difference cannot be seen."
+        f"A rate trains if the validation error after {s.tuning_epochs} epochs is at most {s.tuning_target:g}. "
+        f"At {s.tuning_depth} layers the addition widens the range of such rates by {e['lr_range_gain']} with batch "
+        f"normalisation and by {e['no_norm_range_gain']} without. Batch normalisation alone, in the plain network, widens it "
+        f"by {e['bn_alone_range_gain']}. At each network's own best rate, chosen on the other seeds, the addition lowers "
+        f"the validation error by {e['best_error_gain']}; the residual network then reaches {e['best_accuracy']}."
     )
 
 
@@ -75,20 +88,18 @@ def draw(rows, s):
         titles = {"batch": "with batch normalisation", "none": "without"}
         for ax, (norm, title) in zip(axes, titles.items(), strict=True):
             plots.lines(ax, [r for r in rows if r["norm"] == norm], "rate", "error", by="kind", marker=True)
-            ax.axhline(s.chance_error, color="grey", linestyle=":", linewidth=1)
-            ax.set(title=title, ylabel="training error", xscale="log")
+            ax.axhline(s.tuning_target, color="grey", linestyle=":", linewidth=1)
+            ax.set(title=title, ylabel="validation error", xscale="log")
         axes[0].legend()
         axes[1].set_xlabel("learning rate, highest of the schedule")
-    lowest = {}
-    for cell in conditions(norm=NORMS, kind=KINDS):
-        own = [r for r in rows if cell.items() <= r.items()]
-        rate = stats.best_setting(own, "error", "rate")
-        mean = stats.interval([r["error"] for r in own if r["rate"] == rate]).mean
-        lowest[cell["norm"], cell["kind"]] = f"{mean:.2f} at {rate:g}"
+    e = estimates(rows, s)
+    words = [
+        page.trend(e[name], "widens", "narrows", "does not clearly change")
+        for name in ("lr_range_gain", "no_norm_range_gain")
+    ]
     return (
-        f"Lowest mean training error with BN {lowest['batch', 'plain']} plain and {lowest['batch', 'residual']} residual; "
-        f"without, {lowest['none', 'plain']} plain and {lowest['none', 'residual']} residual. "
-        "Dotted: guessing. Thin lines are seeds."
+        f"The addition {words[0]} the range of learning rates that train with batch normalisation, and {words[1]} it without. "
+        "Dotted: the common target. Thin lines are seeds."
     )
 
 
@@ -97,18 +108,19 @@ TUNING = Experiment(
     run=tuning,
     conditions=lambda s: conditions(norm=NORMS, kind=KINDS, rate=_rates(s), seed=s.seeds),
     estimates=estimates,
-    settings=("tuning_depth", "tuning_rates", "tuning_epochs", "learning_rate", "number_format"),
+    settings=("tuning_depth", "tuning_target", "tuning_epochs", "learning_rate", "number_format"),
+    counts=("tuning_rates",),
     tiny={"tuning_depth": 8, "tuning_rates": [0.1, 0.3], "tuning_epochs": 1},
     finding=finding,
     figure=draw,
-    alt="Training error against learning rate on a logarithmic axis for four networks: plain and residual, with and "
+    alt="Validation error against learning rate on a logarithmic axis for four networks: plain and residual, with and "
     "without batch normalisation, one thin line for each seed.",
     kept=("error",),
 )
 
 
 def _rates(s):
-    refuse_depths("tuning_depth", [s.tuning_depth])
+    checked("tuning_depth", [s.tuning_depth])
     if len(set(s.tuning_rates)) < 2 or min(s.tuning_rates) <= 0:
         raise ValueError(f"tuning_rates={s.tuning_rates} must be at least two different rates above 0")
     return s.tuning_rates

@@ -1,7 +1,7 @@
 """The chapter on ResNet: what it measures, and what it says of the strongest records."""
 
 from resnet_lib import page
-from resnet_lib.experiments.resnet.depth import DEPTH, DEPTH_COST, WIDTH_DEPTH
+from resnet_lib.experiments.resnet.depth import DEPTH, DEPTH_COST, RATES, WIDTH_DEPTH
 from resnet_lib.experiments.resnet.forms import FORM_TIMES, SIGNALS, SURVEY_BLOCK, SURVEY_FORMULA2
 from resnet_lib.experiments.resnet.inference import INFERENCE
 from resnet_lib.experiments.resnet.learnt import PROBES
@@ -16,6 +16,7 @@ EXPERIMENTS = (
     SURVEY_FORMULA2,
     FORM_TIMES,
     SIGNALS,
+    RATES,
     DEPTH,
     DEPTH_COST,
     WIDTH_DEPTH,
@@ -31,7 +32,7 @@ def answer(e):
     fastest = max((name for name in e if name.startswith("inference/best_speedup")), key=lambda name: e[name].mean)
     return f"""\
 **ResNet is not the block that the survey writes down, depth is not free, and a trained network can be run several times as fast.**
-The survey's block is {word} in accuracy: {e["survey_block/accuracy_change"]}; from 8 to 56 layers, at equal settings and few steps, accuracy changes by {e["depth/gain_to_56"]}, while computation grows with depth.
+The survey's block is {word} in accuracy: {e["survey_block/accuracy_change"]}; from 8 to 56 layers accuracy changes by {e["depth/gain_to_56"]}, while computation grows with depth.
 For inference, the best way to run ResNet-18 gains a factor of {e[fastest]}.
 """
 
@@ -54,7 +55,7 @@ def practice(e):
     """What to do, when, and what it bought here."""
     return f"""\
 - **Use the original block, not the survey's.** The survey's changed test accuracy by {e["survey_block/accuracy_change"]}: its order alone by {e["survey_block/order_effect"]}, no last activation by {e["survey_block/end_effect"]}, LeakyReLU by {e["survey_block/slope_effect"]}. Its formula, which leaves the sum free, changed it by {e["survey_block/formula_accuracy_change"]}: worth a try in a short training.
-- **Stop stacking where returns stop, and count the cost first.** Beyond 110 layers accuracy changed by {e["depth/gain_beyond_110"]}; returns stopped at {e["depth/returns_stop"].mean:.0f} layers.
+- **Stop stacking where returns stop, and count the cost first.** Beyond 56 layers accuracy changed by {e["depth/gain_beyond_56"]}; returns stopped at {e["depth/returns_stop"].mean:.0f} layers.
 - **At a fixed budget of computation, try wider before deeper when steps are few.** Deepest minus widest: {e["width_depth/deep_over_wide"]}.
 - **Do not add tricks on trust in a short training.** All together gained {e["tricks/together_gain"]}, which is {e["tricks/together_over_sum"]} more than the sum of their parts.
 - **For inference, fold the norms and quantise to 8 bits, then check the accuracy.** That changed test accuracy by {e["inference/accuracy_change_onnxruntime__8_bits"]}.

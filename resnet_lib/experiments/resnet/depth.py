@@ -1,12 +1,11 @@
 """Does depth need no design? Accuracy and cost against depth, and against width at equal computation."""
 
-import itertools
-from dataclasses import replace
 from statistics import fmean
 
 import torch
 
 from resnet_lib import bench, page, plots, resnets, stats, train
+from resnet_lib.experiments import depths
 from resnet_lib.experiments.resnet.networks import (
     COST_BATCH,
     ROUNDS,
@@ -22,6 +21,107 @@ from resnet_lib.experiments.resnet.networks import (
 from resnet_lib.study import Experiment
 from resnet_lib.sweep import conditions
 
+RATES = depths.rates("depth_rates", ("residual",), [8, 56, 62])
+
+
+def judged(rows):
+    """The rows with the accuracy on test pictures."""
+    return [r | {"accuracy": 1 - r["test_error"]} for r in rows]
+
+
+def gain(rows, deeper, shallower, column="accuracy"):
+    return stats.paired_rows(judged(rows), column, "depth", deeper, shallower, unit="accuracy")
+
+
+def estimates(rows, s):
+    """Accuracy from 8 to 56 layers and beyond, training error likewise, computation, and where returns stop."""
+    chosen = stats.best_setting(rows, "val_error", "depth")
+    layers = sorted({r["depth"] for r in rows})
+    stops = min(d for d in layers if d == chosen or gain(rows, chosen, d).low <= 0)
+    base = [1 - r["test_error"] for r in rows if r["depth"] == s.looked_depth]
+    return {
+        "gain_to_56": gain(rows, 56, 8),
+        "gain_beyond_56": gain(rows, max(layers), 56),
+        "train_error_to_56": stats.paired_rows(rows, "train_error", "depth", 56, 8, unit="error"),
+        "flops_change": stats.exact(flops_here(s, 56) - flops_here(s, 8), "FLOPs"),
+        "returns_stop": stats.exact(stops, "layers"),
+        "base_accuracy": stats.interval(base, unit="accuracy"),
+    }
+
+
+def finding(rows, s, e):
+    deepest, chosen = max(r["depth"] for r in rows), stats.best_setting(rows, "val_error", "depth")
+    return (
+        f"From 8 to 56 layers test accuracy changes by {e['gain_to_56']}, training error by {e['train_error_to_56']}, and "
+        f"computation by {flops_here(s, 56) / flops_here(s, 8):.1f} times. From 56 to {deepest} layers accuracy changes by "
+        f"{e['gain_beyond_56']}. Validation chooses {chosen} layers, and returns stop at {e['returns_stop'].mean:.0f}: from "
+        f"there on the distance to that one is not told apart from zero. ResNet-{s.looked_depth} reaches "
+        f"{e['base_accuracy']} in {s.depth_epochs} epochs."
+    )
+
+
+def table(rows, s):
+    shown = []
+    for depth in sorted({r["depth"] for r in rows}):
+        own = stats.where(judged(rows), depth=depth)
+        row = {"depth": depth, "rate": own[0]["rate"], "flops": flops_here(s, depth)}
+        row |= {name: stats.interval([r[name] for r in own]) for name in ("accuracy", "train_error")}
+        shown.append(row | {"time_s": fmean(r["time_s"] for r in own)})
+    columns = {"depth": "layers", "rate": ("learning rate", "g"), "accuracy": "test accuracy"}
+    columns |= {"train_error": "training error", "flops": ("MFLOPs a picture", lambda flops: f"{flops / 1e6:.1f}")}
+    return page.table(shown, columns | {"time_s": ("training time, s", ".0f")})
+
+
+def draw(rows, s):
+    """Accuracy and training error against depth and against computation, for the chapter and its first screen."""
+    rows = judged(rows)
+    panels = {"accuracy": "test accuracy", "train_error": "training error"}
+    with plots.figure(1, 2, height=2.8, width=7.6) as (_, axes):
+        for ax, (column, name) in zip(axes, panels.items(), strict=True):
+            means = stats.summarise(sorted(rows, key=lambda r: r["depth"]), column, ("depth",))
+            at = [r["depth"] for r in means]
+            bars = [[r["mean"] - r["low"] for r in means], [r["high"] - r["mean"] for r in means]]
+            ax.plot([r["depth"] for r in rows], [r[column] for r in rows], "o", color=plots.ORANGE, ms=4, mew=0)
+            ax.errorbar(at, [r["mean"] for r in means], yerr=bars, color=plots.BLUE, capsize=3, marker="s")
+            ax.set(xscale="log", xlabel="layers", ylabel=name)
+            ax.set_xticks(at, [str(depth) for depth in at])
+            ax.minorticks_off()
+    words = {name: page.trend(gain(rows, 56, 8, name), "rises", "falls", "does not clearly change") for name in panels}
+    return (
+        f"From 8 to 56 layers test accuracy {words['accuracy']} and training error {words['train_error']}, each depth at its "
+        "own learning rate. Dots are seeds, bars intervals of 95 %."
+    )
+
+
+def _depths(s):
+    depths.checked("depths", s.depths)
+    if missing := {8, 56, s.looked_depth} - set(s.depths):
+        raise ValueError(
+            f"depths={s.depths} lacks {sorted(missing)}: the rules in claims.yml and looked_depth need them"
+        )
+    if max(s.depths) <= 56:
+        raise ValueError(f"depths={s.depths}: one must be deeper than 56, by the rules in claims.yml")
+    return depths.arms(s, ("residual",), s.depths)
+
+
+DEPTH = Experiment(
+    "depth",
+    run=depths.trained,
+    conditions=_depths,
+    estimates=estimates,
+    settings=("looked_depth", "depth_epochs", "flips", "number_format"),
+    counts=("depths",),
+    tiny={"depths": [8, 56, 62], "looked_depth": 8, "depth_epochs": 1},
+    finding=finding,
+    figure=draw,
+    alt="Two panels against the number of layers on a logarithmic axis: test accuracy and training error, a dot for each "
+    "seed and the mean with its interval.",
+    table=table,
+    kept=("end",),
+    needs=RATES,
+    choose=lambda rows, s: {"rate_of": depths.rates_of(rows)},
+)
+
 
 def stacked(s, depth: int, width: int, epochs: int, seed: int) -> list[dict]:
     """Train one CIFAR ResNet; its stages are width, 2 width and 4 width wide."""
@@ -33,110 +133,6 @@ def stacked(s, depth: int, width: int, epochs: int, seed: int) -> list[dict]:
     return [row | {"what": "run", "accuracy": 1 - row["test_error"]}]
 
 
-def gain(rows, deeper, shallower):
-    return stats.paired_rows(rows, "accuracy", "depth", deeper, shallower, unit="accuracy")
-
-
-def estimates(rows, s):
-    """Accuracy from 8 to 56 layers and beyond 110, the computation, and where returns stop."""
-    best = stats.best_setting(rows, "accuracy", "depth", highest=True)
-    depths = sorted({r["depth"] for r in rows})
-    stops = min(d for d in depths if d == best or gain(rows, best, d).low <= 0)
-    return {
-        "gain_to_56": gain(rows, 56, 8),
-        "gain_beyond_110": gain(rows, max(depths), 110),
-        "flops_change": stats.exact(flops_here(s, 56) - flops_here(s, 8), "FLOPs"),
-        "returns_stop": stats.exact(stops, "layers"),
-    }
-
-
-def finding(rows, s, e):
-    best = stats.best_setting(rows, "accuracy", "depth", highest=True)
-    deepest = max(r["depth"] for r in rows)
-    at = [r for r in rows if r["depth"] == deepest]
-    running, settled = (fmean(r[name] for r in at) for name in ("val_error_running", "val_error"))
-    return (
-        f"From 8 to 56 layers test accuracy changes by {e['gain_to_56']}, and computation by "
-        f"{flops_here(s, 56) / flops_here(s, 8):.1f} times. From 110 to {deepest} layers accuracy changes by "
-        f"{e['gain_beyond_110']}. The mean is highest at {best} layers, and returns stop at {e['returns_stop'].mean:.0f}: from "
-        f"there on the distance to the best is not told apart from zero. Judged by running averages, as is usual, the "
-        f"validation error at {deepest} layers would be {running:.3f} instead of {settled:.3f}."
-    )
-
-
-def table(rows, s):
-    shown = []
-    for depth in sorted({r["depth"] for r in rows}):
-        own = [r for r in rows if r["depth"] == depth]
-        row = {"depth": depth, "flops": flops_here(s, depth), "accuracy": stats.interval([r["accuracy"] for r in own])}
-        shown.append(row | {name: fmean(r[name] for r in own) for name in ("train_error", "time_s")})
-    columns = {"depth": "layers", "accuracy": "test accuracy", "train_error": ("training error", ".3f")}
-    columns |= {"flops": ("MFLOPs a picture", lambda flops: f"{flops / 1e6:.1f}")}
-    return page.table(shown, columns | {"time_s": ("training time, s", ".1f")})
-
-
-def draw(rows, s):
-    means = stats.summarise(sorted(rows, key=lambda r: r["depth"]), "accuracy", ("depth",))
-    mean = [r["mean"] for r in means]
-    bars = [[r["mean"] - r["low"] for r in means], [r["high"] - r["mean"] for r in means]]
-    with plots.figure(2, 1, height=5.4, sharey=True) as (_, axes):
-        for ax, place in zip(axes, (int, lambda depth: flops_here(s, depth) / 1e6), strict=True):
-            at = [place(r["depth"]) for r in rows]
-            ax.plot(at, [r["accuracy"] for r in rows], "o", color=plots.ORANGE, ms=5, mew=0, zorder=3)
-            at = [place(r["depth"]) for r in means]
-            ax.errorbar(at, mean, yerr=bars, color=plots.BLUE, capsize=3, marker="s")
-            ax.set(xscale="log", ylabel="test accuracy")
-            apart = [at[0], *(b for a, b in itertools.pairwise(at) if b > 1.3 * a)]  # labels need room
-            ax.set_xticks(apart, [f"{x:.3g}" for x in apart])
-            ax.minorticks_off()
-        axes[0].set_xlabel("layers")
-        axes[1].set_xlabel("MFLOPs of one picture's forward pass")
-    most = max(means, key=lambda r: r["mean"])
-    return (
-        f"Mean test accuracy is {mean[0]:.3f} at {means[0]['depth']} layers, highest with {most['mean']:.3f} at "
-        f"{most['depth']}, and {mean[-1]:.3f} at {means[-1]['depth']}. Dots are seeds, bars intervals of 95 %."
-    )
-
-
-def draw_front(rows, s):
-    """For the first screen: accuracy and computation against depth, side by side."""
-    means = stats.summarise(sorted(rows, key=lambda r: r["depth"]), "accuracy", ("depth",))
-    at = [r["depth"] for r in means]
-    bars = [[r["mean"] - r["low"] for r in means], [r["high"] - r["mean"] for r in means]]
-    with plots.figure(1, 2, height=2.5, width=7.6) as (_, axes):
-        axes[0].plot([r["depth"] for r in rows], [r["accuracy"] for r in rows], "o", color=plots.ORANGE, ms=4, mew=0)
-        axes[0].errorbar(at, [r["mean"] for r in means], yerr=bars, color=plots.BLUE, capsize=3, marker="s")
-        axes[1].plot(at, [flops_here(s, depth) / 1e6 for depth in at], color=plots.BLUE, marker="s")
-        axes[0].set(xlabel="layers", ylabel="test accuracy")
-        axes[1].set(xlabel="layers", ylabel="MFLOPs a picture")
-    return "Stacking at equal settings: what accuracy does, and what it costs. Dots are seeds, bars intervals of 95 %."
-
-
-def _depths(s):
-    for depth in s.depths:
-        resnets.cifar_config(depth)
-    if missing := {8, 56, 110} - set(s.depths):
-        raise ValueError(f"depths={s.depths} lacks {sorted(missing)}, which the rules in claims.yml compare")
-    if max(s.depths) <= 110:
-        raise ValueError(f"depths={s.depths}: one must be deeper than 110, by the rules in claims.yml")
-    return conditions(depth=s.depths, width=[16], epochs=[s.depth_epochs], seed=s.seeds)
-
-
-DEPTH = Experiment(
-    "depth",
-    run=stacked,
-    conditions=_depths,
-    estimates=estimates,
-    settings=("depths", "depth_epochs", "batch_size", "learning_rate", "number_format"),
-    tiny={"depths": [8, 56, 110, 116], "depth_epochs": 1, "batch_size": 64},
-    finding=finding,
-    figure=draw,
-    alt="Two panels of test accuracy, above against depth and below against computation in FLOPs, both on a logarithmic "
-    "axis, a dot for each seed and the mean with its interval.",
-    table=table,
-)
-
-
 def width_for(s, depth: int) -> int:
     """The base width whose computation at this depth is nearest to that of ResNet-20 of width 16."""
     budget = flops_here(s, 20)
@@ -144,8 +140,8 @@ def width_for(s, depth: int) -> int:
 
 
 def width_estimates(rows, s):
-    depths = {r["depth"] for r in rows}
-    return {"deep_over_wide": gain(rows, max(depths), min(depths))}
+    layers = {r["depth"] for r in rows}
+    return {"deep_over_wide": gain(rows, max(layers), min(layers))}
 
 
 def width_finding(rows, s, e):
@@ -189,17 +185,17 @@ def _widths(s):
         resnets.cifar_config(depth)
     if len(set(s.width_depths)) < 2:
         raise ValueError(f"width_depths={s.width_depths}: at least two depths are needed to compare them")
-    shapes = [{"depth": d, "width": width_for(s, d), "epochs": s.depth_epochs} for d in s.width_depths]
+    shapes = [{"depth": d, "width": width_for(s, d), "epochs": s.width_epochs} for d in s.width_depths]
     return [shape | {"seed": n} for shape in shapes for n in s.seeds]
 
 
-WIDTH_DEPTH = replace(
-    DEPTH,
-    name="width_depth",
+WIDTH_DEPTH = Experiment(
+    "width_depth",
+    run=stacked,
     conditions=_widths,
     estimates=width_estimates,
-    settings=("width_depths", "depth_epochs", "batch_size", "learning_rate", "number_format"),
-    tiny={"width_depths": [8, 14], "depth_epochs": 1, "batch_size": 64},
+    settings=("width_depths", "width_epochs", "batch_size", "learning_rate", "number_format"),
+    tiny={"width_depths": [8, 14], "width_epochs": 1, "batch_size": 64},
     finding=width_finding,
     figure=draw_width,
     alt="Test accuracy against depth at equal computation, a dot for each seed and the mean with its interval.",

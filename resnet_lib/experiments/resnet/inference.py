@@ -75,7 +75,7 @@ def timed(rows):
 
 def speedup_of(rows, way, batch, rounds=range(CHOOSING_ROUNDS, INFERENCE_ROUNDS)):
     own = [r for r in timed(rows) if r["way"] == way and r["batch"] == batch]
-    return stats.interval([r["speedup"] for r in own if r["round"] in rounds], unit="×")
+    return stats.interval([r["speedup"] for r in own if r["round"] in rounds], method="log-t", unit="×")
 
 
 def fastest_at(rows, batch):

@@ -2,75 +2,10 @@
 
 from statistics import fmean
 
-import torch
-import torch.nn.functional as F
-from torch import nn
-
-from resnet_lib import data, plots, probes, resnets, stats, train
-from resnet_lib.experiments.resnet.networks import SETTLING, batches, cifar, training
+from resnet_lib import plots, stats
+from resnet_lib.experiments import depths
+from resnet_lib.experiments.resnet.depth import RATES
 from resnet_lib.study import Experiment
-from resnet_lib.sweep import conditions
-
-PROBED = 2000  # pictures at most that a probe is fitted to, and judged on
-MAPPED = 256  # pictures whose maps are taken
-
-
-def probe(s, model: nn.Module, state: str) -> list[dict]:
-    """Accuracy of linear probes on each unit and on the pixels, and of one on shuffled labels."""
-    where, x, y, raw = next(model.parameters()).device, {}, {}, {}
-    for name, split in (("train", s.pictures.train), ("val", s.pictures.val)):
-        part = data.Split(split.images[:PROBED], split.labels[:PROBED])
-        shown = list(batches(s, part).in_order(500))
-        x[name] = probes.features(model.eval(), model.units(), shown)
-        y[name] = torch.cat([labels for _, labels in shown])
-        raw[name] = torch.cat([images.flatten(1) for images, _ in shown])
-    shuffled = torch.randperm(len(y["train"]), generator=torch.Generator().manual_seed(0)).to(where)
-
-    def row(unit, what, inputs, labels):
-        judged = (inputs["val"], y["val"], s.facts["classes"])
-        accuracy = probes.probe_accuracy(inputs["train"], labels, *judged)
-        return {"what": what, "state": state, "unit": unit, "accuracy": accuracy}
-
-    units = [{name: x[name][k] for name in x} for k in range(len(x["train"]))]
-    rows = [row(k, "unit", inputs, y["train"]) for k, inputs in enumerate(units, 1)]
-    rows.append(row(0, "pixels", raw, y["train"]))
-    return [*rows, row(len(units), "shuffled", units[-1], y["train"][shuffled])]
-
-
-@torch.no_grad()
-def activation_maps(s, model: resnets.ResNet, seed: int, shown: int = 6) -> list[dict]:
-    """Class activation maps of the class guessed first, the logits they explain, and what covering a cell costs.
-
-    Source: Zhou et al. 2016, arXiv:1512.04150, equations (1) and (2). Departs: a mean over positions, not their sum.
-    """
-    model = model.eval()
-    part = data.Split(s.pictures.val.images[:MAPPED], s.pictures.val.labels[:MAPPED])
-    images, labels = next(batches(s, part).in_order(MAPPED))
-    features = model.features(images).float()
-    logits = model.fc(features.mean((2, 3)))
-    guess = logits.argmax(1)
-    maps = torch.einsum("nchw,nc->nhw", features, model.fc.weight[guess])
-    value = lambda all_logits: all_logits.gather(1, guess[:, None])[:, 0]
-    off = (maps.mean((1, 2)) + model.fc.bias[guess] - value(logits)).abs().max().item()
-    cost = {}
-    for name, place in (("highest", maps.flatten(1).argmax(1)), ("lowest", maps.flatten(1).argmin(1))):
-        cell = F.one_hot(place, maps[0].numel()).view_as(maps)[:, None].float()
-        covered = images * (1 - F.interpolate(cell, images.shape[2:], mode="nearest"))
-        cost[name] = (value(logits) - value(model(covered).float())).mean().item()
-    rows = [{"what": "cover", "state": "trained", "off": off, **cost}]
-    for k in range(shown if seed == 0 else 0):
-        rows.append({"what": "map", "map": maps[k].tolist(), "label": int(labels[k]), "guess": int(guess[k])})
-    return rows
-
-
-def learnt(s, seed: int) -> list[dict]:
-    make = lambda: resnets.resnet_cifar(s.form_depth, **cifar(s))
-    source = batches(s, s.pictures.train)
-    with train.seeded(seed):
-        fresh = train.settle(make().to(s.device), source, SETTLING)
-    fitted = train.fit(make, s.pictures, training(s, epochs=s.probe_epochs), seed=seed, progress=False)
-    model = train.settle(fitted.model, source, SETTLING)
-    return [*probe(s, fresh, "random"), *probe(s, model, "trained"), *activation_maps(s, model, seed)]
 
 
 def units(rows, state):
@@ -83,6 +18,14 @@ def last_over_first(rows, state):
     return stats.paired_rows(own, "accuracy", "unit", last, 1, unit="accuracy")
 
 
+def probe_over_own(rows):
+    """Accuracy of the last unit's probe minus the network's own, trained: near zero if the probe reads all there is."""
+    own = [r | {"of": r["what"]} for r in rows if r["what"] == "own" and r["state"] == "trained"]
+    last = units(rows, "trained")
+    last = [r | {"of": "probe"} for r in last if r["unit"] == max(q["unit"] for q in last)]
+    return stats.paired_rows(own + last, "accuracy", "of", "probe", "own", unit="accuracy")
+
+
 def estimates(rows, s):
     covers = [r for r in rows if r["what"] == "cover"]
     of_units = [r for r in rows if r["what"] == "unit"]
@@ -91,6 +34,7 @@ def estimates(rows, s):
         "last_over_first": last_over_first(rows, "trained"),
         "trained_over_random": stats.paired_rows(last, "accuracy", "state", "trained", "random", unit="accuracy"),
         "random_last_over_first": last_over_first(rows, "random"),
+        "probe_over_own": probe_over_own(rows),
         "map_difference": stats.exact(max(r["off"] for r in covers)),
         "cover_gain": stats.interval([r["highest"] - r["lowest"] for r in covers], unit="logits"),
     }
@@ -103,7 +47,8 @@ def control(rows, what):
 def finding(rows, s, e):
     return (
         f"Accuracy of a linear probe, last block minus first: {e['last_over_first']} trained, {e['random_last_over_first']} at "
-        f"initialisation. On the last block, trained minus at initialisation: {e['trained_over_random']}. For scale: "
+        f"initialisation. On the last block, trained minus at initialisation: {e['trained_over_random']}, and minus the network's "
+        f"own accuracy: {e['probe_over_own']}. For scale: "
         f"{control(rows, 'pixels'):.3f} on the pixels themselves and {control(rows, 'shuffled'):.3f} with shuffled labels, "
         f"where guessing gives {1 / s.facts['classes']:.3f}. The activation maps explain the logits to within "
         f"{e['map_difference'].mean:.1e}; covering the map's highest cell lowers the logit by {e['cover_gain']} more than "
@@ -128,20 +73,19 @@ def draw(rows, s):
     )
 
 
-def _seeds(s):
-    resnets.cifar_config(s.form_depth)
-    return conditions(seed=s.seeds)
-
-
 PROBES = Experiment(
     "probes",
-    run=learnt,
-    conditions=_seeds,
+    run=depths.trained,
+    conditions=lambda s: depths.arms(s, ("residual",), [s.looked_depth]),
     estimates=estimates,
-    settings=("form_depth", "probe_epochs", "batch_size", "learning_rate", "number_format"),
-    tiny={"form_depth": 20, "probe_epochs": 1, "batch_size": 64},
+    settings=("looked_depth", "depth_epochs", "flips", "number_format"),
+    counts=("depths",),
+    tiny={"looked_depth": 8, "depth_epochs": 1},
     finding=finding,
     figure=draw,
     alt="Accuracy of a linear probe against the unit, from input to output, for the trained network and at initialisation, "
     "one thin line for each seed, with dotted lines for the pixels and for shuffled labels.",
+    kept=("unit", "own", "pixels", "shuffled", "cover", "map"),
+    needs=RATES,
+    choose=lambda rows, s: {"rate_of": depths.rates_of(rows)},
 )

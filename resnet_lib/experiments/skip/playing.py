@@ -8,7 +8,6 @@ import torch.nn.functional as F
 from torch import nn
 
 from resnet_lib import ceilings, data, precision, resnets, stats, train
-from resnet_lib.experiments.skip.networks import KINDS
 
 COLLAPSED = 0.2  # of the variety of real pictures: below it a generator has collapsed
 
@@ -141,7 +140,5 @@ def made_scores(s, made: torch.Tensor, labels: torch.Tensor | None = None) -> di
 
 
 def relative_gain(rows, column: str) -> stats.Estimate:
-    """(Without − with skips) / without, paired by seed."""
-    sides = {k: {r["seed"]: r[column] for r in rows if r["kind"] == k} for k in KINDS}
-    shares = [(v - sides["with skips"][n]) / v for n, v in sides["without"].items()]
-    return stats.interval(shares, unit="relative")
+    """1 − with skips / without, paired by seed."""
+    return stats.shifted(stats.paired_ratio(rows, column, "kind", "with skips", "without", unit="relative"), 1, -1)

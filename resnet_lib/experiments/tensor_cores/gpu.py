@@ -82,7 +82,7 @@ def gain(rows, network: str, batch: int) -> stats.Estimate | None:
     if fast is None:
         return None
     pairs = zip(slow["times_s"], fast["times_s"], strict=True)
-    return stats.interval([a / b for a, b in pairs], unit="times")
+    return stats.interval([a / b for a, b in pairs], method="log-t", unit="times")
 
 
 def estimates(rows, s):

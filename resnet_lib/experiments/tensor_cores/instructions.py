@@ -61,7 +61,9 @@ def _filed(rows, s):
     vectors = [r for r in rows if r["kind"] == "vector"]
     why = next((r["why"] for r in vectors if "why" in r), "")
     pairs = [(s.matrix_rates[str(r["round"])], r["rate"]) for r in vectors if "rate" in r and s.matrix_rates]
-    ratio = stats.interval([matrix / vector for matrix, vector in pairs], unit="times") if pairs else None
+    ratio = (
+        stats.interval([matrix / vector for matrix, vector in pairs], method="log-t", unit="times") if pairs else None
+    )
     return filed("instructions", {"rate_ratio": ("fp16", ratio, why)}, s.absent, s.device_type)
 
 

@@ -103,7 +103,9 @@ def climbed(rows) -> dict[str, list[float]]:
 
 def gains(rows) -> dict[str, stats.Estimate]:
     found = climbed(rows)
-    return {rung: stats.interval(ratios, unit="times") for rung, ratios in found.items() if rung != "fp32"}
+    return {
+        rung: stats.interval(ratios, method="log-t", unit="times") for rung, ratios in found.items() if rung != "fp32"
+    }
 
 
 def estimates(rows, s):

@@ -172,7 +172,7 @@ def total(rows, form: str, keep) -> list[float]:
 def gained(rows, keep, form: str) -> stats.Estimate:
     """Time in float32 over that in another format, round by round."""
     pairs = zip(total(rows, "fp32", keep), total(rows, form, keep), strict=True)
-    return stats.interval([a / b for a, b in pairs], unit="times")
+    return stats.interval([a / b for a, b in pairs], method="log-t", unit="times")
 
 
 def forward_rows(rows) -> list[dict]:
@@ -190,7 +190,7 @@ def over_roof(rows, s, form: str) -> stats.Estimate:
     """Time of all layers forward over what the roofline allows them, by round."""
     own = forward_rows(rows)
     allowed = sum(r["count"] * predicted(r, s)[0] for r in own if r["form"] == form)
-    return stats.interval([t / allowed for t in total(own, form, lambda r: True)], unit="times")
+    return stats.interval([t / allowed for t in total(own, form, lambda r: True)], method="log-t", unit="times")
 
 
 def gains(rows) -> dict[str, stats.Estimate]:
