@@ -15,6 +15,7 @@ from pathlib import Path
 
 from resnet_lib.paths import digest, project_root, write_atomically
 
+INSTRUCTION_SETS = {"amx_bf16": "AMX", "avx512f": "AVX-512", "avx2": "AVX2", "asimd": "NEON"}  # from the widest
 PROFILES = ("full", "colab", "cpu", "smoke")  # from the strongest evidence to the weakest
 
 
@@ -56,9 +57,9 @@ class Record:
     @property
     def file_name(self) -> str:
         """The device is part of it, so that two machines' runs of a profile lie side by side."""
-        words = (
-            self.device["cpu"] if self.device.get("device") == "cpu" and "cpu" in self.device else self.device["name"]
-        )
+        words = self.device["name"]
+        if self.device.get("device") == "cpu" and "cpu" in self.device:
+            words = f"{self.device['cpu']} {instruction_set(self.device)}"
         slug = re.sub(r"[^a-z0-9]+", "-", re.sub(r"\((r|tm)\)", "", words.lower())).strip("-")
         return f"{self.experiment}.{self.profile}.{slug}.json"
 
@@ -172,7 +173,13 @@ def machine(device: dict) -> str:
     threads = device.get("threads", 0)
     if device.get("device") != "cpu" or not threads:
         return device["name"]
-    return f"{threads} thread{'s' if threads > 1 else ''} of {device['cpu']}"
+    widest = instruction_set(device)
+    return f"{threads} thread{'s' if threads > 1 else ''} of {device['cpu']}{f' with {widest}' if widest else ''}"
+
+
+def instruction_set(device: dict) -> str:
+    """The widest instruction set of a CPU: processors of one name can differ in it, and then in their last digits."""
+    return next((INSTRUCTION_SETS[name] for name in INSTRUCTION_SETS if name in device.get("instructions", [])), "")
 
 
 def commit() -> str | None:
