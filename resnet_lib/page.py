@@ -106,7 +106,7 @@ def figure(png: bytes, alt: str, words: str) -> Block:
         base64.b64encode(png).decode(),
         int.from_bytes(png[16:20], "big"),
     )  # a PNG's first chunk says its width
-    kind = ' class="wide"' if width > 1000 else ""
+    kind = ' class="wide"' if width > 1250 else ""
     page = (
         f'<figure class="measured"><img{kind} src="data:image/png;base64,{source}" alt="{html.escape(alt)}">'
         f"<figcaption>{inline(words)}</figcaption></figure>"

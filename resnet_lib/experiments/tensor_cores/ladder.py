@@ -12,7 +12,6 @@ from torch.utils.flop_counter import FlopCounterMode
 from resnet_lib import bench, ceilings, page, plots, precision, resnets, stats
 from resnet_lib.experiments.tensor_cores.formats import mixed, refusals, slug
 from resnet_lib.experiments.tensor_cores.networks import noise, training_step, whole_network
-from resnet_lib.experiments.tensor_cores.rates import log_axis
 from resnet_lib.experiments.tensor_cores.throughput import THROUGHPUT, limits
 from resnet_lib.study import Experiment
 
@@ -183,7 +182,7 @@ def draw(rows, s):
         ax.set(xscale="log", ylim=(-0.6, len(found) - 0.4))
         ax.set_xlabel("speed-up over plain float32, round by round")
         ax.set_yticks(range(len(found)), list(found), fontsize=10)
-        log_axis(ax.xaxis, [0.5, 2, *itertools.chain(*found.values())])
+        plots.log_axis(ax.xaxis, [0.5, 2, *itertools.chain(*found.values())])
     told = "; ".join(f"{rung} {median(ratios):.2g}×" for rung, ratios in found.items())
     return f"Speed-up by the median round: {told}. Dots: rounds."
 

@@ -2,7 +2,7 @@
 
 from resnet_lib import ceilings, page, plots, stats
 from resnet_lib.experiments.tensor_cores.formats import NEEDED, absent, filed, refusals, running
-from resnet_lib.experiments.tensor_cores.rates import faster, log_axis, refuse_times, slim
+from resnet_lib.experiments.tensor_cores.rates import faster, refuse_times, slim
 from resnet_lib.study import Experiment
 from resnet_lib.sweep import conditions
 
@@ -201,7 +201,7 @@ def draw(rows, s):
         left.set(xscale="log", yscale="log", xlabel="side of the square product", ylabel="GFLOP/s")
         left.set_xticks(sides, [str(side) for side in sides], fontsize=9)
         left.set_xticks([], minor=True)
-        log_axis(left.yaxis, [r["giga"] for r in products])
+        plots.log_axis(left.yaxis, [r["giga"] for r in products])
         left.legend(ncols=2, fontsize=9)
         plots.dots(right, filters, "form", "giga", by="layout", offset=0.15, join=False)
         right.set(xlabel="format of a convolution", ylim=(0, None))
