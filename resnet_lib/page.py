@@ -6,7 +6,7 @@ import inspect
 import re
 import textwrap
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 class Markdown:
@@ -70,6 +70,21 @@ def caption(text: str) -> None:
 def trend(estimate, up: str, down: str, flat: str) -> str:
     """The word for a difference: `up` or `down` where its interval leaves zero out, else `flat`."""
     return up if estimate.low > 0 else down if estimate.high < 0 else flat
+
+
+def change(estimate, up: str, down: str, flat: str) -> str:
+    """A difference in words: "raises it by 3", "lowers it by 3" without a second minus, or "is not clear: 3"."""
+    if estimate.low > 0:
+        return f"{up} {estimate}"
+    if estimate.high < 0:
+        return f"{down} {replace(estimate, mean=-estimate.mean, low=-estimate.high, high=-estimate.low)}"
+    return f"{flat}: {estimate}"
+
+
+def listed(names: Sequence[str], none: str = "none") -> str:
+    """Names as a sentence lists them: "a, b and c"."""
+    *before, last = names or [none]
+    return f"{', '.join(before)} and {last}" if before else last
 
 
 def table(rows: Sequence[dict], columns: dict[str, str | tuple[str, str | Callable]]) -> Table:

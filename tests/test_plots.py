@@ -115,6 +115,6 @@ def test_a_captured_figure_is_drawn_with_two_dots_for_each_pixel_and_pictures_ke
     with plots.captured() as made, plots.figure() as (_, ax):
         ax.plot([1, 2])
     with plots.captured() as shown, plots.figure() as (_, ax):
-        ax.imshow(torch.rand(4, 4))
+        ax.imshow(torch.rand(4, 4).numpy())
     assert int.from_bytes(made[0][16:20], "big") == 1200
     assert Image.open(BytesIO(made[0])).mode == "P" and Image.open(BytesIO(shown[0])).mode == "RGBA"
