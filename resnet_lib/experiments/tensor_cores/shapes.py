@@ -173,8 +173,8 @@ def draw(rows, s):
         right.legend(fontsize=10)
     ends = [fmean(r["us"] for r in small if r["elements"] == n) for n in (ELEMENTS[0], ELEMENTS[-1])]
     return (
-        f"An operation on {ELEMENTS[-1]:,} numbers takes {ends[1] / ends[0]:.0f} times as long as on one. "
-        + draw_batches(rows)
+        f"{ELEMENTS[-1]:,} numbers take an operation {ends[1] / ends[0]:.0f} times as long as one does: small ones cost the "
+        f"call, not the arithmetic. {draw_batches(rows)}"
     )
 
 
@@ -193,9 +193,10 @@ def draw_batches(rows):
         ax.set_xticks([], minor=True)
         plots.log_axis(ax.yaxis, [floor, *(r["ms"] for r in steps)])
         ax.legend(fontsize=10)
+    off = "more" if first > floor else "less"
     return (
-        f"By the fitted line {first:.2f} ms of a step do not depend on the batch; its {steps[0]['operations']} operations "
-        f"predict {floor:.2f} ms. Thin lines: rounds."
+        f"Below, a training step: what does not depend on its batch (where the dashed line becomes flat) is {off} than its "
+        "number of operations predicts (dotted). Thin lines are rounds."
     )
 
 
