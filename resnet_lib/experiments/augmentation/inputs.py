@@ -95,21 +95,16 @@ def draw(rows, s):
         axes[0].set_ylabel("validation error, %")
         plots.hundredths(axes[0].yaxis)
         axes[0].legend(fontsize=10)
-    words = []
-    for norm, word in NORMS.items():
-        own = [r for r in rows if r["norm"] == norm]
-        best = dict.fromkeys((r["form"], r["rate"]) for r in at_best_rates(own))
-        words.append(f"{word} batch norm {'; '.join(f'{rate:g} {form}' for form, rate in best)}")
-    ends = [
-        form
-        for form, rate in dict.fromkeys((r["form"], r["rate"]) for r in at_best_rates(rows))
-        if rate in (rates[0], rates[-1])
-    ]
+    found, words = estimates(rows, s), ("better", "worse", "not clearly different")
+    without, with_ = (page.trend(found[f"gain_{word}_batch_norm"], *words) for word in ("without", "with"))
+    best = dict.fromkeys((r["form"], r["rate"]) for r in at_best_rates(rows))
+    ends = list(dict.fromkeys(form for form, rate in best if rate in (rates[0], rates[-1])))
     diverged = {word: sum(r["diverged"] for r in rows if r["norm"] == norm) for norm, word in NORMS.items()}
-    lost = page.listed([f"{count or 'no'} {word}" for word, count in diverged.items()])
+    lost = page.listed([f"{count or 'no'} {word} batch norm" for word, count in diverged.items()])
     return (
-        f"Best rates: {', '.join(words)}{f' (an end of the range, for {page.listed(ends)})' if ends else ''}. Diverged runs, "
-        f"which count as guessing: {lost}. Thin lines are seeds."
+        f"Each at its best rate, standardised inputs are, against normalised ones, {without} without batch norm, and {with_} "
+        f"with it. Best at an end of the range: {page.listed(ends)}. Diverged runs, which count as guessing: {lost}. Thin lines "
+        "are seeds."
     )
 
 
