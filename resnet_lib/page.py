@@ -6,7 +6,7 @@ import inspect
 import re
 import textwrap
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 class Markdown:
@@ -72,6 +72,21 @@ def trend(estimate, up: str, down: str, flat: str) -> str:
     return up if estimate.low > 0 else down if estimate.high < 0 else flat
 
 
+def change(estimate, up: str, down: str, flat: str) -> str:
+    """A difference in words: "raises it by 3", "lowers it by 3" without a second minus, or "is not clear: 3"."""
+    if estimate.low > 0:
+        return f"{up} {estimate}"
+    if estimate.high < 0:
+        return f"{down} {replace(estimate, mean=-estimate.mean, low=-estimate.high, high=-estimate.low)}"
+    return f"{flat}: {estimate}"
+
+
+def listed(names: Sequence[str], none: str = "none") -> str:
+    """Names as a sentence lists them: "a, b and c"."""
+    *before, last = names or [none]
+    return f"{', '.join(before)} and {last}" if before else last
+
+
 def table(rows: Sequence[dict], columns: dict[str, str | tuple[str, str | Callable]]) -> Table:
     """Rows as a table.
 
@@ -106,7 +121,7 @@ def figure(png: bytes, alt: str, words: str) -> Block:
         base64.b64encode(png).decode(),
         int.from_bytes(png[16:20], "big"),
     )  # a PNG's first chunk says its width
-    kind = ' class="wide"' if width > 1000 else ""
+    kind = ' class="wide"' if width > 1250 else ""
     page = (
         f'<figure class="measured"><img{kind} src="data:image/png;base64,{source}" alt="{html.escape(alt)}">'
         f"<figcaption>{inline(words)}</figcaption></figure>"

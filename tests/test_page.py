@@ -93,3 +93,14 @@ def test_a_trend_is_named_only_where_the_interval_leaves_zero_out(low, high, wor
 
 def test_an_exact_zero_is_flat():
     assert page.trend(exact(0.0), "rises", "falls", "stays") == "stays"
+
+
+def test_a_change_is_told_without_a_second_minus_and_names_are_listed():
+    words = "raises it by", "lowers it by", "does not clearly change it"
+    told = [page.change(Estimate(m, m - 1, m + 1, 3, 0.95, 1.0, "t", "ms"), *words) for m in (3, -3, 0)]
+    assert told == [
+        "raises it by 3.0 [2.0, 4.0] ms (n=3)",
+        "lowers it by 3.0 [2.0, 4.0] ms (n=3)",
+        "does not clearly change it: 0.0 [-1.0, 1.0] ms (n=3)",
+    ]
+    assert [page.listed(n) for n in ([], ["a"], ["a", "b"], ["a", "b", "c"])] == ["none", "a", "a and b", "a, b and c"]

@@ -81,3 +81,40 @@ def test_pictures_are_grey_with_one_channel_and_stay_in_range():
 def test_colours_differ_and_belong_to_their_thing():
     assert len(set(plots.PALETTE)) == len(plots.PALETTE) == len(plots.MARKERS)
     assert plots.COLOURS["residual"] != plots.COLOURS["plain"]
+
+
+def test_a_thing_with_a_colour_of_its_own_keeps_its_marker_whatever_stands_beside_it(ax):
+    colours = {"none": plots.ORANGE, "batch": plots.BLUE, "layer": plots.PINK}
+    rows = [{"kind": kind, "x": x, "y": x, "seed": 0} for kind in ("batch", "none") for x in (1, 2)]
+    plots.lines(ax, rows, "x", "y", by="kind", colours=colours, marker=True)
+    looks = {line.get_label(): line.get_marker() for line in ax.lines if line.get_linewidth() >= 1}
+    assert looks == {"batch": plots.MARKERS[1], "none": plots.MARKERS[0]}
+
+
+def test_a_band_is_the_interval_of_the_mean_in_place_of_the_seeds(ax):
+    plots.lines(ax, ROWS, "depth", "error", by="kind", band=True)
+    assert len(ax.lines) == 2 and len(ax.collections) == 2
+    expected = interval([row["error"] for row in ROWS if row["kind"] == "plain" and row["depth"] == 8])
+    heights = ax.collections[0].get_paths()[0].vertices[:, 1]
+    assert heights.min() == pytest.approx(expected.low)
+
+
+def test_ticks_of_fractions_read_as_hundredths(ax):
+    ax.plot([0, 1], [-0.05, 0.1])
+    ax.set_yticks([-0.05, 0, 0.1])
+    plots.hundredths(ax.yaxis)
+    ax.figure.canvas.draw()
+    assert [tick.get_text() for tick in ax.get_yticklabels()] == ["−5", "0", "10"]
+
+
+def test_a_captured_figure_is_drawn_with_two_dots_for_each_pixel_and_pictures_keep_their_colours():
+    from io import BytesIO
+
+    from PIL import Image
+
+    with plots.captured() as made, plots.figure() as (_, ax):
+        ax.plot([1, 2])
+    with plots.captured() as shown, plots.figure() as (_, ax):
+        ax.imshow(torch.rand(4, 4).numpy())
+    assert int.from_bytes(made[0][16:20], "big") == 1200
+    assert Image.open(BytesIO(made[0])).mode == "P" and Image.open(BytesIO(shown[0])).mode == "RGBA"

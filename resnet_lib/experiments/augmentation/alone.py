@@ -25,6 +25,7 @@ from resnet_lib.experiments.augmentation.learning import (
 from resnet_lib.study import Experiment
 
 SHARES = {1.0: "all pictures", SMALL: "a tenth"}
+WORDS = "gain", "lose", "make no clear difference"
 ENDINGS = {1.0: "", SMALL: "_at_a_tenth"}
 
 
@@ -73,10 +74,10 @@ def left_out(rows, share: float) -> str:
 def geometric_finding(rows, s, e):
     works = page.trend(e["digits_flip_gain"], "fails, flips help there", "works, flips hurt", "shows no clear effect")
     return (
-        f"On {name_of(s, photo_world(s))}, crops, flips, rotations and scaling together change accuracy by "
-        f"{e['together_gain']}, and on a tenth of the pictures by {e['together_gain_at_a_tenth']}; flips alone by "
-        f"{e['flip_gain']} on all. "
-        f"On handwritten digits, flips change it by {e['digits_flip_gain']}: the control {works}. "
+        f"On {name_of(s, photo_world(s))}, crops, flips, rotations and scaling together "
+        f"{page.change(e['together_gain'], *WORDS)} of accuracy, and on a tenth of the pictures "
+        f"{page.change(e['together_gain_at_a_tenth'], *WORDS)}; flips alone, on all, {page.change(e['flip_gain'], *WORDS)}. "
+        f"On handwritten digits flips {page.change(e['digits_flip_gain'], *WORDS)}: the control {works}. "
         f"A draw for each picture instead of one for the batch is worth {e['one_draw_loss']}. "
         f"Of the five variations of experiment 1, the one best left out is {left_out(rows, 1.0)} over all five, and "
         f"on a tenth {left_out(rows, SMALL)}."
@@ -85,9 +86,10 @@ def geometric_finding(rows, s, e):
 
 def photometric_finding(rows, s, e):
     return (
-        f"On {name_of(s, photo_world(s))}, colour jitter changes the accuracy on unchanged pictures by {e['colour_gain']}, and "
-        f"on a tenth of the pictures by {e['colour_gain_at_a_tenth']}; noise by {e['noise_gain']} and "
-        f"{e['noise_gain_at_a_tenth']}."
+        f"Of the accuracy on unchanged pictures, on {name_of(s, photo_world(s))}, changes of colour "
+        f"{page.change(e['colour_gain'], *WORDS)}, and on a tenth of the pictures they "
+        f"{page.change(e['colour_gain_at_a_tenth'], *WORDS)}; changes by noise {page.change(e['noise_gain'], *WORDS)}, and on a "
+        f"tenth they {page.change(e['noise_gain_at_a_tenth'], *WORDS)}."
     )
 
 
@@ -104,7 +106,7 @@ def modern_finding(rows, s, e):
         for share, where in SHARES.items()
     ]
     return (
-        f"The largest mean gain over {BASE} has {', and '.join(words)}. "
+        f"Of the five, the best over {BASE}, by the mean change, is {', and '.join(words)}. "
         f"At the end of training the training error is {', and '.join(errors)}."
     )
 
@@ -112,7 +114,7 @@ def modern_finding(rows, s, e):
 def draw_gains(ax, rows, world: str, pairs) -> dict:
     """Gains of a over b for each (name, a, b), all pictures in blue and a tenth in orange; a dot a seed.
 
-    Returns: how many are clear gains, clear losses or neither, by (share, word).
+    Returns: the names of those that are clear gains, clear losses or neither, by (share, word).
     """
     clear = {}
     for share, colour, offset in ((1.0, plots.BLUE, 0.15), (SMALL, plots.ORANGE, -0.2)):
@@ -124,41 +126,45 @@ def draw_gains(ax, rows, world: str, pairs) -> dict:
             look = {"color": colour, "alpha": 0.5, "ms": 4, "mew": 0}
             ax.plot(dots, [0.16 + offset - place] * len(dots), "o", **look)
             bar = [[found.mean - found.low], [found.high - found.mean]]
-            ax.errorbar(found.mean, offset - place, xerr=bar, marker="s", color=colour, capsize=3)
-            word = page.trend(found, "gains", "losses", "neither")
-            clear[share, word] = clear.get((share, word), 0) + 1
+            label = SHARES[share] if place == 0 else None
+            ax.errorbar(found.mean, offset - place, xerr=bar, marker="s", color=colour, capsize=3, label=label)
+            clear.setdefault((share, page.trend(found, "gains", "losses", "neither")), []).append(pairs[place][0])
     ax.set_yticks([-place for place in range(len(pairs))], [name for name, _, _ in pairs])
     ax.set_ylim(0.5 - len(pairs), 0.5)
     ax.axvline(0, color="grey", linestyle=":", linewidth=1.2)
-    ax.set_xlabel("change of test accuracy")
+    ax.set_xlabel("change of test accuracy, points")
+    plots.hundredths(ax.xaxis)
     return clear
 
 
 def caption(clear: list[dict]) -> str:
     """What clear gains and losses there are, of several panels."""
-    count = lambda share, word: sum(panel.get((share, word), 0) for panel in clear)  # noqa: E731
-    total = sum(sum(panel.values()) for panel in clear) // len(SHARES)
+    named = lambda share, word: dict.fromkeys(name for panel in clear for name in panel.get((share, word), []))  # noqa: E731
+    some = lambda names, what: f"clear {what} from {page.listed(list(names))}" if names else f"no clear {what}"  # noqa: E731
     words = [
-        f"{count(share, 'gains')} clear gains and {count(share, 'losses')} clear losses on {where} ({colour})"
-        for (share, where), colour in zip(SHARES.items(), ("blue", "orange"), strict=True)
+        f"on {where} {some(named(share, 'gains'), 'gains')}, {some(named(share, 'losses'), 'losses')}"
+        for share, where in SHARES.items()
     ]
-    return f"Of {total} comparisons {', and '.join(words)}. Dots: seeds; bars: 95 % intervals."
+    told = "; ".join(words)
+    return f"{told[0].upper()}{told[1:]}. Dots are seeds, bars intervals of 95 %."
 
 
 def draw_geometric(rows, s):
     photos = [("flip", "flip", "none"), ("all four", TOGETHER, "none"), (BASE, BASE, "none")]
-    with plots.figure(2, 1, height=3.7, height_ratios=(4, 3), sharex=True) as (_, axes):
+    with plots.figure(2, 1, height=4.2, height_ratios=(4, 3), sharex=True) as (figure, axes):
         clear = [draw_gains(axes[0], rows, "main", [(name, name, "none") for name in GEOMETRY])]
         clear.append(draw_gains(axes[1], rows, photo_world(s), photos))
         axes[0].set(title="alone, against none", xlabel="")
         axes[1].set_title("on photographs, against none")
+        figure.legend(*axes[0].get_legend_handles_labels(), ncols=2, loc="outside upper center")
     return caption(clear)
 
 
 def draw_modern(rows, s):
-    with plots.figure(height=2.7) as (_, ax):
+    with plots.figure(height=3.2) as (figure, ax):
         pairs = [(name.replace("_", " "), recipe, BASE) for name, recipe in MODERN.items()]
         clear = draw_gains(ax, rows, photo_world(s), pairs)
+        figure.legend(*ax.get_legend_handles_labels(), ncols=2, loc="outside upper center")
     return caption([clear])
 
 

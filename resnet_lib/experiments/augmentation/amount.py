@@ -44,10 +44,11 @@ def estimates(rows, s):
 def finding(rows, s, e):
     tenth, half = e["worth_at_a_tenth"], e["worth_at_a_half"]
     worths = [r for r in worth_by_seed(rows, s.standard) if r["share"] in SIZES.values()]
+    bounded = sum(r["bounded"] for r in worths)
     return (
-        f"With {s.standard}, a picture is worth {tenth} at a tenth of them, and {half} at a half. "
-        f"The most that can be read off is {1 / SMALL:.0f} at a tenth and {1 / 0.5:.0f} at a half, where the curve ends; "
-        f"{sum(r['bounded'] for r in worths)} of these {len(worths)} worths are such lower bounds."
+        f"With {s.standard}, a tenth of the pictures is worth {tenth} as many real ones, and a half of them {half} as many. "
+        f"The most that can be read off is {1 / SMALL:.0f} times at a tenth and {1 / 0.5:.0f} times at a half, where the curve "
+        f"ends; {bounded or 'none'} of these {len(worths)} worths {'is such a lower bound' if bounded < 2 else 'are such lower bounds'}."
     )
 
 
@@ -66,13 +67,16 @@ def draw(rows, s):
             end = count * worth(curve, reached, count)
             ax.annotate("", (end, reached), (count, reached), arrowprops={"arrowstyle": "->", "lw": 1.5})
         sizes = sorted(n for n, _ in curve)
-        ax.set(xscale="log", xlabel="training pictures", ylabel="test accuracy")
+        ax.set(xscale="log", xlabel="training pictures", ylabel="test accuracy, %")
+        plots.hundredths(ax.yaxis)
         ax.set_xticks(sizes, [f"{n:,}" for n in sizes])
         ax.minorticks_off()
         ax.legend()
-    tenth, half = (worth_at(worths, share) for share in SIZES.values())
+    more = all(worth_at(worths, share).low > 1 for share in SIZES.values())
     return (
-        f"Read along the arrows, in real pictures, an augmented one is worth {tenth} at a tenth and {half} at a half."
+        "Read along the arrows: an augmented picture is "
+        f"{'worth more than one real picture' if more else 'not clearly worth more than one real picture'}, at a tenth and at a "
+        "half of them. Thin lines are seeds."
     )
 
 

@@ -3,7 +3,7 @@
 import torch
 import torch.nn.functional as F
 
-from resnet_lib import augment, plots, stats, train
+from resnet_lib import augment, page, plots, stats, train
 from resnet_lib.experiments.augmentation.recipes import (
     NETWORK,
     accuracy,
@@ -190,12 +190,15 @@ def draw(rows, s):
             shown = [{"removed": name, "gain": of_removal(rows, dirt, name)} for name in removals(rows, dirt)]
             plots.forest(ax, shown, "removed", "gain")
             ax.set_title(dirt)
-        axes[1].set_xlabel("change of test accuracy")
+        axes[1].set_xlabel("change of test accuracy, points")
         axes[1].locator_params(axis="x", nbins=5)
-    suspects, copies = (of_removal(rows, dirt, "suspects") for dirt in DIRT)
+        plots.hundredths(axes[1].xaxis)
+    words = "helps", "hurts", "makes no clear difference"
+    labels, copies = DIRT
+    suspects, ranked = (page.trend(of_removal(rows, labels, by), *words) for by in ("suspects", "least believed"))
     return (
-        f"Removing the least believed labels gains {of_removal(rows, DIRT[0], 'least believed')}, removing suspects {suspects}, "
-        f"removing copies {copies}. Bars: intervals of 95 %."
+        f"Removing the suspected labels {suspects}, removing the least believed {ranked}, and removing copies "
+        f"{page.trend(of_removal(rows, copies, 'suspects'), *words)}. Bars: intervals of 95 %."
     )
 
 

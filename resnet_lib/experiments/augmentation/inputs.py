@@ -5,7 +5,7 @@ from statistics import fmean
 
 import torch
 
-from resnet_lib import data, plots, stats, train
+from resnet_lib import data, page, plots, stats, train
 from resnet_lib.experiments.augmentation.recipes import network, refuse, training
 from resnet_lib.study import Experiment
 from resnet_lib.sweep import conditions
@@ -66,6 +66,9 @@ def estimates(rows, s):
     }
 
 
+WORDS = "gain", "lose", "make no clear difference"
+
+
 def finding(rows, s, e):
     normed = [r for r in at_best_rates(rows) if r["norm"] == "batch" and not r["diverged"]]
     words = []
@@ -73,10 +76,10 @@ def finding(rows, s, e):
         means = {form: [r[name] for r in normed if r["form"] == form] for form in FORMS}
         words.append(", ".join(f"{fmean(values):.3f} ({form})" for form, values in means.items() if values))
     return (
-        f"Standardised instead of normalised inputs change accuracy by {e['gain_without_batch_norm']} without batch "
-        f"normalisation and by {e['gain_with_batch_norm']} with it, each at its own best rate. "
-        f"Normalised instead of raw: {e['raw_without_batch_norm']} without, {e['raw_with_batch_norm']} with it; the second is "
-        "the null. "
+        f"Standardised instead of normalised inputs {page.change(e['gain_without_batch_norm'], *WORDS)} of accuracy without "
+        f"batch normalisation, and {page.change(e['gain_with_batch_norm'], *WORDS)} with it, each at its own best rate. "
+        f"Normalised instead of raw ones {page.change(e['raw_without_batch_norm'], *WORDS)} without it, and "
+        f"{page.change(e['raw_with_batch_norm'], *WORDS)} with it; the last is the null. "
         f"Judged by running averages, the mean validation error with batch normalisation would be {words[0]}, instead of "
         f"{words[1]}."
     )
@@ -88,18 +91,20 @@ def draw(rows, s):
         for ax, (norm, word) in zip(axes, NORMS.items(), strict=True):
             own = [r for r in rows if r["norm"] == norm]
             plots.lines(ax, own, "rate", "val_error", by="form", marker=True)
-            ax.set(xscale="log", title=f"{word} batch norm", xlabel="learning rate", ylim=(0, 1))
-        axes[0].set_ylabel("validation error")
+            ax.set(xscale="log", title=f"{word} batch norm", xlabel="learning rate")
+        axes[0].set_ylabel("validation error, %")
+        plots.hundredths(axes[0].yaxis)
         axes[0].legend(fontsize=10)
-    words = []
-    for norm, word in NORMS.items():
-        own = [r for r in rows if r["norm"] == norm]
-        best = dict.fromkeys((r["form"], r["rate"]) for r in at_best_rates(own))
-        marked = [f"{rate:g}{'*' * (rate in (rates[0], rates[-1]))} {form}" for form, rate in best]
-        words.append(f"{word}: {', '.join(marked)}; {sum(r['diverged'] for r in own)} of {len(own)} runs diverged")
+    found, words = estimates(rows, s), ("better", "worse", "not clearly different")
+    without, with_ = (page.trend(found[f"gain_{word}_batch_norm"], *words) for word in ("without", "with"))
+    best = dict.fromkeys((r["form"], r["rate"]) for r in at_best_rates(rows))
+    ends = list(dict.fromkeys(form for form, rate in best if rate in (rates[0], rates[-1])))
+    diverged = {word: sum(r["diverged"] for r in rows if r["norm"] == norm) for norm, word in NORMS.items()}
+    lost = page.listed([f"{count or 'no'} {word} batch norm" for word, count in diverged.items()])
     return (
-        f"Best rates {'; '.join(words)}. A star marks the lowest or highest rate tried. A diverged run counts as guessing. "
-        "Thin lines are seeds."
+        f"Each at its best rate, standardised inputs are, against normalised ones, {without} without batch norm, and {with_} "
+        f"with it. Best at an end of the range: {page.listed(ends)}. Diverged runs, which count as guessing: {lost}. Thin lines "
+        "are seeds."
     )
 
 

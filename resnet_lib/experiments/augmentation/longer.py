@@ -4,7 +4,7 @@ from statistics import fmean
 
 import numpy as np
 
-from resnet_lib import plots, stats
+from resnet_lib import page, plots, stats
 from resnet_lib.experiments.augmentation.recipes import NETWORK, accuracy, fitted, refuse, refuse_standard, training
 from resnet_lib.study import Experiment
 from resnet_lib.sweep import conditions
@@ -44,17 +44,20 @@ def estimates(rows, s):
     }
 
 
+WORDS = "gains", "loses", "makes no clear difference"
+
+
 def finding(rows, s, e):
     return (
-        f"Training {max(s.longer)} times as long changes accuracy by {e['longer_gain']} without augmentation and by "
-        f"{e['longer_augmented_gain']} with {s.standard}. "
-        "At the time of the longest run without augmentation, augmentation changes accuracy by "
-        f"{e['gain_at_equal_time']}."
+        f"Training {max(s.longer)} times as long {page.change(e['longer_gain'], *WORDS)} of accuracy without augmentation, and "
+        f"{page.change(e['longer_augmented_gain'], *WORDS)} with {s.standard}. "
+        "At the time of the longest run without augmentation, augmentation "
+        f"{page.change(e['gain_at_equal_time'], *WORDS)}."
     )
 
 
 def draw(rows, s):
-    with plots.figure(height=2.4) as (_, ax):
+    with plots.figure(height=2.8) as (_, ax):
         for name, colour in {"none": plots.ORANGE, s.standard: plots.BLUE}.items():
             own = sorted((r for r in rows if r["recipe"] == name), key=lambda r: r["times"])
             ax.plot([r["time_s"] for r in own], [r["accuracy"] for r in own], "o", color=colour, alpha=0.5)
@@ -63,14 +66,12 @@ def draw(rows, s):
                 for times in dict.fromkeys(r["times"] for r in own)
             ]
             ax.plot(*zip(*centres, strict=True), color=colour, marker="s", label=name)
-        low, high = min(r["time_s"] for r in rows), max(r["time_s"] for r in rows)
-        ticks = [low, (low * high) ** 0.5, high]
-        ax.set(xscale="log", xlabel="seconds of training", ylabel="test accuracy")
-        ax.set_xticks(ticks, [f"{t:.2g}" for t in ticks])
-        ax.minorticks_off()
+        ax.set(xscale="log", xlabel="seconds of training", ylabel="test accuracy, %")
+        plots.log_axis(ax.xaxis, [r["time_s"] for r in rows])
+        plots.hundredths(ax.yaxis)
         ax.legend()
-    found = estimates(rows, s)["gain_at_equal_time"]
-    return f"At equal time, {s.standard} changes accuracy by {found}. Dots: seeds; squares: their means."
+    word = page.trend(estimates(rows, s)["gain_at_equal_time"], "better", "worse", "not clearly different")
+    return f"At equal time, training with {s.standard} is {word} than without. Dots are seeds, squares their means."
 
 
 def runs(s):

@@ -61,9 +61,15 @@ def explanations(e):
         lines.append(f"- **{explanation.capitalize()}.** {parts}")
     whole = [name for name, found in words.items() if found == {"as predicted"}]
     broken = [name for name, found in words.items() if "against it" in found]
+    all_true = (
+        f"All predictions came true for {page.listed(whole)}."
+        if whole
+        else "No explanation saw all its predictions come true."
+    )
+    went_against = f"At least one went against {page.listed(broken)}." if broken else "None went against any."
     listed = "\n".join(lines)
     return f"""\
-**Finding.** All predictions came true for {" and ".join(whole) or "none of the three"}; at least one went against {" and ".join(broken) or "none of the three"}.
+**Finding.** {all_true} {went_against}
 The gain that is to be explained is {e["shift/loss_gain"]} of training loss; where its interval holds zero there is nothing to explain.
 
 {listed}
@@ -95,11 +101,11 @@ def answers(e):
         for name in ("step_time_change", "inference_time_change")
     )
     return f"""\
-1. {e["convergence/step_ratio"]} the steps to a loss; and {e["cost/time_to_accuracy_ratio"]} the time to an accuracy.
-2. {e["shift/gain_lost_to_noise"]} of it in training loss; {e["shift/gain_lost_beyond_noise"]} if what the noise costs without a norm is taken off.
+1. It needs {e["convergence/step_ratio"]} as many steps to a loss, and {e["cost/time_to_accuracy_ratio"]} the time to an accuracy.
+2. The noise takes {e["shift/gain_lost_to_noise"]} of the gain in training loss; less what it costs a network without a norm, it takes {e["shift/gain_lost_beyond_noise"]}.
 3. It refuses a batch of one, and of a batch of two says only which value is larger: {e["anywhere/refused_batches"]} of the sizes tried are of no use.
-4. {e["statistics/short_run_difference"]}; after a long training {e["statistics/long_run_difference"]}.
-5. A step is {step}: {e["cost/step_time_change"]}. An answer, folded, is {folded}: {e["cost/inference_time_change"]}.
+4. It is off by {e["statistics/short_run_difference"]}; after a long training by {e["statistics/long_run_difference"]}.
+5. A step is {step}: {e["cost/step_time_change"]}. Folded inference is {folded}: {e["cost/inference_time_change"]}.
 """
 
 
@@ -114,6 +120,6 @@ def practice(e):
 - **Where a batch holds only a picture or two, use layer or group norm.** At batch 2, in fully connected layers, batch norm minus layer norm was {e["anywhere/batch_of_two_connected_change"]}; in convolutions it was {pair} group norm: {e["anywhere/batch_of_two_change"]}.
 - **Before you judge a network after few steps, take its statistics anew** from the training set: after twenty steps that changed test accuracy by {e["statistics/short_accuracy_change"]}, after a long training by {e["statistics/accuracy_change"]}.
 - **Where test pictures differ from training pictures in brightness or contrast, take the statistics from them.** At a quarter of the contrast that gave {e["changed_pictures/own_gain_contrast_025"]}, on unchanged pictures {e["changed_pictures/own_gain_none"]}.
-- **Fold it into the convolution for inference,** where the norm comes right after it; the network then has no norm left to pay for. Here the time of an answer was {folding}: {e["cost/folding_change"]}.
+- **Fold it into the convolution for inference,** where the norm comes right after it; the network then has no norm left to pay for. Here the time of inference was {folding}: {e["cost/folding_change"]}.
 - **Count a step's price.** With batch norm it took {e["cost/step_time_change"]} more time; the way to an accuracy took {e["cost/time_to_accuracy_ratio"]} as long without it.
 """

@@ -49,8 +49,8 @@ def finding(rows, s, e):
         for arm in ("none", "batch norm")
     ]
     return (
-        f"Without batch normalisation the same loss takes {e['step_ratio']} as many steps. "
-        f"Test accuracy with it minus without: {e['accuracy_gain']}. "
+        f"Without batch normalisation the same loss takes {e['step_ratio']} as many steps. With it test accuracy "
+        f"{page.change(e['accuracy_gain'], 'is higher by', 'is lower by', 'is not clearly different')}. "
         f"The spread of the accuracy over seeds is {100 * spreads[0]:.1f} points without and {100 * spreads[1]:.1f} with "
         f"it: a ratio of {e['spread_ratio']}."
     )
@@ -78,26 +78,25 @@ def table(rows, s):
 
 
 def curves(ax, rows, s):
-    plots.lines(ax, stats.where(rows, what="curve"), "step", "loss", by="arm", colours=COLOURS)
+    plots.lines(ax, stats.where(rows, what="curve"), "step", "loss", by="arm", colours=COLOURS, band=True)
     ax.axhline(loss_level(s), color="grey", linestyle=":", linewidth=1.2)
-    ax.set(xlabel="step", ylabel="training loss, nats,\nmean of five steps", yscale="log")
-    for axis_format in (ax.yaxis.set_major_formatter, ax.yaxis.set_minor_formatter):
-        axis_format("{x:g}")
+    ax.set(xlabel="step", ylabel="training loss, nats,\nmean of five steps")
 
 
-def steps_of(rows) -> str:
-    found = stats.summarise(stats.where(rows, what="run"), "steps_to_loss", ("arm",))
-    return "; ".join(f"{r['mean']:.0f} {r['arm']}" for r in found)
+def told(rows, s) -> str:
+    ratio = stats.paired_ratio(stats.where(rows, what="run"), "steps_to_loss", "arm", "none", "batch norm")
+    clearly = "sooner" if ratio.low > 1 else "later" if ratio.high < 1 else "not clearly sooner"
+    return (
+        f"With batch norm the loss comes {clearly} to the level of {loss_level(s):.2f} (dotted), each network at its own best "
+        f"rate. Bands are 95 % intervals of the mean over {ratio.n} seeds."
+    )
 
 
 def draw(rows, s):
-    with plots.figure(width=8.4, height=3.0) as (figure, ax):
+    with plots.figure(height=3.6) as (figure, ax):
         curves(ax, rows, s)
-        figure.legend(*ax.get_legend_handles_labels(), fontsize=10, ncol=5, loc="outside upper left")
-    return (
-        f"Steps to the loss {loss_level(s):.2f} (dotted), each network at its own best rate: {steps_of(rows)}. "
-        "Thin lines are seeds."
-    )
+        figure.legend(*ax.get_legend_handles_labels(), fontsize=10, ncol=3, loc="outside upper left")
+    return told(rows, s)
 
 
 def draw_front(rows, s):
@@ -106,7 +105,7 @@ def draw_front(rows, s):
     with plots.figure(width=7.6, height=2.4) as (_, ax):
         curves(ax, rows, s)
         ax.legend(fontsize=10)
-    return f"Steps to the loss {loss_level(s):.2f} (dotted), each network at its own best rate: {steps_of(rows)}."
+    return told(rows, s)
 
 
 CONVERGENCE = replace(
@@ -119,8 +118,8 @@ CONVERGENCE = replace(
     counts=("spread_seeds",),
     finding=finding,
     figure=draw,
-    alt="Training loss on a logarithmic axis against the step for five networks, each at its own best learning rate, one "
-    "thin line for each seed, with a dotted line at the level to reach.",
+    alt="Training loss against the step for five networks, each at its own best learning rate: the mean and a band, its "
+    "interval, with a dotted line at the level to reach.",
     table=table,
     kept=("run", "curve", "tuning"),
 )

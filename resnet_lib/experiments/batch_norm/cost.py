@@ -86,11 +86,12 @@ def estimates(rows, s):
 
 
 def finding(rows, s, e):
-    answer = page.trend(e["inference_time_change"], "longer", "shorter", "not clearly longer or shorter")
+    words = "more time by", "less time by", "not clearly more or less time"
     return (
-        f"With batch normalisation a training step takes {e['step_time_change']} more time, and an answer "
-        f"{e['unfolded_time_change']} more. Folded, it is {answer} than that of the network that never had a norm, "
-        f"{e['inference_time_change']}; folding itself changes the time by {e['folding_change']}. "
+        f"With batch normalisation a training step takes {page.change(e['step_time_change'], *words)}, and inference "
+        f"{page.change(e['unfolded_time_change'], *words)}. Folded, inference takes "
+        f"{page.change(e['inference_time_change'], *words)}, against the network that never had a norm; against the unfolded "
+        f"one it takes {page.change(e['folding_change'], *words)}. "
         f"The time to the accuracy without batch normalisation over that with it is {e['time_to_accuracy_ratio']}."
     )
 
@@ -107,6 +108,8 @@ def table(rows, s):
             "max": max(taken),
         }
         shown.append(row | {"change": None if variant == "none" else slower(rows, what, variant)})
+    for row in shown:
+        row["what"] = {"answer": "inference"}.get(row["what"], row["what"])
     headings = {
         "what": f"of {s.batch_size} pictures",
         "variant": "norm",
@@ -122,18 +125,20 @@ def draw(rows, s):
     rows = [r for r in rows if "variant" in r]
     base = {(r["what"], r["round"]): r["time_s"] for r in rows if r["variant"] == "none"}
     relative = [r | {"change": r["time_s"] / base[r["what"], r["round"]] - 1} for r in rows if r["variant"] != "none"]
-    with plots.figure(1, 2, width=8.4, height=2.7) as (_, axes):
-        for ax, (what, title) in zip(axes, {"step": "a training step", "answer": "an answer"}.items(), strict=True):
+    with plots.figure(1, 2, height=3.0, width_ratios=(3, 2)) as (_, axes):
+        for ax, (what, title) in zip(axes, {"step": "training step", "answer": "inference"}.items(), strict=True):
             own = stats.where(relative, what=what)
             plots.dots(ax, own, "variant", "change", by="what", colours={what: plots.BLUE}, join=False)
             ax.axhline(0, color="grey", linestyle=":", linewidth=1.2)
             ax.set(title=title, xlim=(-0.5, len({r["variant"] for r in own}) - 0.5))
-        axes[0].set_ylabel("time over none's,\nminus 1")
-    found = "; ".join(
-        f"{100 * r['mean']:+.0f} % {r['what']}, {r['variant']}"
-        for r in stats.summarise(relative, "change", ("what", "variant"))
+            plots.hundredths(ax.yaxis)
+        axes[0].set_ylabel("more time than\nwithout a norm, %")
+    words = "takes longer than", "takes less time than", "takes about as long as"
+    step, folded = (page.trend(slower(rows, *one), *words) for one in (("step", "batch"), ("answer", "folded")))
+    return (
+        f"A training step with batch norm {step} one without a norm; folded inference {folded} that of a network without. "
+        "Dots: rounds; bars: intervals of 95 %. The vertical axes differ."
     )
-    return f"Change of time against the network without a norm: {found}. Dots: rounds; bars: intervals of 95 %."
 
 
 COST = Experiment(

@@ -3,7 +3,7 @@
 import math
 from dataclasses import replace
 
-from resnet_lib import plots, stats
+from resnet_lib import page, plots, stats
 from resnet_lib.experiments.batch_norm.networks import COLOURS
 from resnet_lib.experiments.batch_norm.rates import RATES
 from resnet_lib.experiments.batch_norm.trainings import (
@@ -39,10 +39,11 @@ def notes(rows, s):
 
 
 def finding(rows, s, e):
-    after = (
-        f" and by {e['spread_reduction_trained']} after {s.epochs} epochs" if "spread_reduction_trained" in e else ""
-    )
-    return f"Batch normalisation lowers the spread over units by {e['spread_reduction_at_start']} at the start{after}."
+    words = "lower by", "higher by", "not clearly different"
+    trained = e.get("spread_reduction_trained")
+    after = f"; after {s.epochs} epochs it is {page.change(trained, *words)}" if trained else ""
+    start = page.change(e["spread_reduction_at_start"], *words)
+    return f"With batch normalisation the spread over units is {start} at the start{after}."
 
 
 def draw(rows, s):
@@ -52,13 +53,16 @@ def draw(rows, s):
         for r in rows
         if r["arm"] in SHOWN and r[column] is not None
     ]
-    with plots.figure(width=8.4, height=2.1) as (_, ax):
+    with plots.figure(height=2.8) as (_, ax):
         plots.dots(ax, spreads, "when", "spread", by="arm", colours=COLOURS, offset=0.1, join=False)
         ax.set(ylabel="spread over units", xlim=(-0.5, 1.5))
         ax.legend()
-    means = stats.summarise(spreads, "spread", ("arm", "when"))
-    found = "; ".join(f"{r['mean']:.2g} {r['arm']}, {r['when']}" for r in means)
-    return f"Spread over units, in units of the layer's mean deviation: {found}. Bars: intervals of 95 %."
+    found = estimates(rows, s).get("spread_reduction_trained")
+    left = "a good part of it comes back" if found and found.mean < 0.5 else "it stays small"
+    return (
+        "Spread over units, in units of the layer's mean deviation: batch norm takes it away before training, and "
+        f"{left if found else 'what is left after it was not measured'} after. Dots are seeds, bars intervals of 95 %."
+    )
 
 
 DISTRIBUTION = replace(
@@ -93,10 +97,11 @@ def gradient_estimates(rows, s):
 
 
 def gradient_finding(rows, s, e):
+    words = "smaller by", "larger by", "not clearly different"
     return (
-        f"Batch normalisation makes the gradient of the weights smaller by {e['suppression']}, at the same rate by "
-        f"{e['suppression_same_rate']}, and that of the layers' outputs by {e['output_suppression']}. "
-        "A negative number of decades says that the gradient is larger with it."
+        f"With batch normalisation the gradient of the weights is {page.change(e['suppression'], *words)}; at the same rate "
+        f"it is {page.change(e['suppression_same_rate'], *words)}. That of the layers' outputs is "
+        f"{page.change(e['output_suppression'], *words)}."
     )
 
 
@@ -104,15 +109,14 @@ def draw_gradients(rows, s):
     own = [r for r in at_own_rates(stats.where(rows, what="size"), s) if r["arm"] in SHOWN]
     layers = sorted({r["layer"] for r in own})
     means = [m | {"layer": k} for k in layers for m in seed_means([r for r in own if r["layer"] == k], "weights")]
-    with plots.figure(width=8.4, height=2.1) as (_, ax):
+    with plots.figure(height=2.8) as (_, ax):
         plots.lines(ax, means, "layer", "weights", by="arm", colours=COLOURS, marker=True)
         ax.set(xlabel="layer", ylabel="norm of the\ngradient", ylim=(0, None))
         ax.xaxis.get_major_locator().set_params(integer=True)
         ax.legend()
-    found = "; ".join(f"{r['mean']:.2g} {r['arm']}" for r in stats.summarise(means, "weights", ("arm",)))
-    return (
-        f"Norm of the gradient of a layer's weights in the first epoch, mean of layers: {found}. Thin lines are seeds."
-    )
+    found = gradient_estimates(rows, s)["suppression"]
+    word = page.trend(found, "smaller", "larger", "neither clearly smaller nor larger")
+    return f"In the first epoch the gradient of the weights is {word} with batch norm, over all layers. Thin lines are seeds."
 
 
 GRADIENTS = replace(

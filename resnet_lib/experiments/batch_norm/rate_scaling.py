@@ -3,7 +3,7 @@
 import math
 from dataclasses import replace
 
-from resnet_lib import stats
+from resnet_lib import page, stats
 from resnet_lib.experiments.batch_norm.rates import RATES
 from resnet_lib.experiments.batch_norm.trainings import best_rates, learning_runs, range_gain, tuning_runs
 
@@ -24,6 +24,9 @@ def estimates(rows, s):
     return found | ({"growth": stats.interval(grown, unit="decades")} if len(grown) > 1 else {})
 
 
+RANGE = "narrow the range of rates by", "widen the range of rates by", "do not clearly change the range of rates"
+
+
 def notes(rows, s):
     if len(growth_of(stats.where(rows, what="tuning"), s, "batch norm")) > 1:
         return []
@@ -33,8 +36,8 @@ def notes(rows, s):
 def finding(rows, s, e):
     grown = f"The squared length of the weights grows by {e['growth']} at the best rate. " if "growth" in e else ""
     return (
-        f"{grown}Held to their first length, they narrow the range of rates by {e['held_range_loss']} and cost "
-        f"{e['held_loss_cost']} of training loss, at that network's own best rate."
+        f"{grown}Held to their first length, they {page.change(e['held_range_loss'], *RANGE)}, and training loss, at that "
+        f"network's own best rate, is {page.change(e['held_loss_cost'], 'higher by', 'lower by', 'not clearly different')}."
     )
 
 

@@ -4,19 +4,20 @@ import itertools
 import math
 from statistics import fmean
 
-from resnet_lib import plots, stats
+from resnet_lib import page, plots
 from resnet_lib.experiments.batch_norm.networks import ARMS, COLOURS
 from resnet_lib.experiments.batch_norm.trainings import (
     SETTINGS,
     TINY,
     best_rates,
-    largest_rates,
     range_gain,
     refuse,
     trained,
     tuning_runs,
 )
 from resnet_lib.study import Experiment
+
+WORDS = "higher by", "lower by", "not clearly higher or lower"
 
 
 def rates_runs(s):
@@ -40,10 +41,11 @@ def finding(rows, s, e):
     apart = max(math.log10(b / a) for a, b in itertools.pairwise(s.rates))
     bounded = trains_at_the_top(rows, s)
     return (
-        f"The largest rate that trains is {e['range_gain']} higher with batch normalisation than without. "
-        f"With the weights' lengths held it is {e['held_range_loss']} lower than with batch normalisation as it is. "
-        f"The rates tried lie up to {apart:.1f} decades apart; trained even at the largest, so that its range is a lower "
-        f"bound: {', '.join(bounded) or 'no network'}."
+        f"With batch normalisation the largest rate that trains is {page.change(e['range_gain'], *WORDS)}. "
+        f"With the weights' lengths held it is {page.change(e['held_range_loss'], *WORDS[1::-1], WORDS[2])}. "
+        f"A decade is a factor of ten; the rates tried lie up to {apart:.1f} decades apart. "
+        f"{page.listed(bounded, 'No network')} trained at the largest of them"
+        f"{', so that its range is a lower bound' if bounded else ''}."
     )
 
 
@@ -53,16 +55,17 @@ def draw(rows, s):
         plots.lines(axes[0], rows, "rate", "train_error", by="arm", colours=COLOURS, marker=True)
         plots.lines(axes[1], grown, "rate", "growth", by="arm", colours=COLOURS, marker=True)
         axes[0].axhline(s.chance_error, color="grey", linestyle=":", linewidth=1)
-        axes[0].set(xscale="log", ylabel="training error", ylim=(0, 1), xlabel="learning rate, constant")
+        axes[0].set(xscale="log", ylabel="training error, %", xlabel="learning rate, constant")
+        plots.hundredths(axes[0].yaxis)
         figure.legend(*axes[0].get_legend_handles_labels(), fontsize=10, ncol=5, loc="outside upper left")
-        axes[1].set(xscale="log", yscale="log", ylabel="length² of weights,\nend over start")
+        axes[1].set(xscale="log", ylabel="length² of weights,\nend over start")
         axes[1].set_xlabel("learning rate, constant")
-    largest = stats.summarise(largest_rates(rows, s), "decades", ("arm",))
-    top = "; ".join(f"{10 ** r['mean']:.2g} {r['arm']}" for r in largest)
-    best = "; ".join(f"{rate:g} {arm}" for arm, rate in best_rates(rows, s)["best_rates"].items())
+    best, by_rate = best_rates(rows, s)["best_rates"], {}
+    for arm, rate in best.items():
+        by_rate.setdefault(rate, []).append(arm)
+    told = "; ".join(f"{rate:g} of {page.listed(arms)}" for rate, arms in sorted(by_rate.items()))
     return (
-        f"Best rate: {best}. Largest that trains, geometric mean of seeds: {top}. {growth_told(grown)} "
-        "Right: only runs that train. Dotted: guessing. Thin lines are seeds."
+        f"Best rates: {told}. {growth_told(grown)} Right: only runs that train. Dotted: guessing. Thin lines are seeds."
     )
 
 

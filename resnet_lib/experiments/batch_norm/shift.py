@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from resnet_lib import plots, stats
+from resnet_lib import page, plots, stats
 from resnet_lib.experiments.batch_norm.networks import COLOURS
 from resnet_lib.experiments.batch_norm.rates import RATES
 from resnet_lib.experiments.batch_norm.trainings import (
@@ -14,6 +14,8 @@ from resnet_lib.experiments.batch_norm.trainings import (
     seed_means,
     watched_runs,
 )
+
+WORDS = "lower by", "higher by", "not clearly different"
 
 
 def lost_share(rows, value: str, control: bool = False) -> stats.Estimate:
@@ -53,10 +55,11 @@ def estimates(rows, s):
 
 def finding(rows, s, e):
     return (
-        f"Batch normalisation lowers the shift of the layers' inputs by {e['reduction']}, at the rate that is best "
-        f"without it by {e['reduction_same_rate']}, and the turn of their gradients by {e['turn_reduction']}. "
-        f"With noise after it the shift is lower than without any norm by {e['noise_shift_reduction']}; a negative number "
-        "says that there is more of it. "
+        "The shift of the layers' inputs, as a share of that without batch normalisation, is with it "
+        f"{page.change(e['reduction'], *WORDS)}, and at the rate that is best without it "
+        f"{page.change(e['reduction_same_rate'], *WORDS)}; with noise after it it is "
+        f"{page.change(e['noise_shift_reduction'], *WORDS)}. The turn of the layers' gradients is with it "
+        f"{page.change(e['turn_reduction'], *WORDS)}. "
         f"The gain in training loss is {e['loss_gain']}; the noise takes {e['gain_lost_to_noise']} of it, and "
         f"{e['gain_lost_beyond_noise']} beyond what it costs without batch normalisation, {e['noise_alone_cost']}. "
         f"Judged without the noise, in evaluation mode, {e['quiet_gain_lost_to_noise']} of the gain is lost."
@@ -65,18 +68,18 @@ def finding(rows, s, e):
 
 def draw(rows, s):
     own = at_own_rates(rows, s)
-    with plots.figure(width=8.4, height=2.8) as (_, ax):
+    with plots.figure(height=3.2) as (_, ax):
         plots.lines(ax, stats.where(own, what="shift"), "step", "shift", by="arm", colours=COLOURS)
         ax.set(xlabel="step of the first epoch", ylabel="shift of inputs, in\nunits of their spread")
         ax.set_yscale("log")
-        ax.legend(fontsize=10, ncol=4, loc="lower left", bbox_to_anchor=(0, 1))
-    shifts, turns = (
-        "; ".join(f"{r['mean']:.2g} {r['arm']}" for r in stats.summarise(stats.where(own, what=what), what, ("arm",)))
-        for what in ("shift", "turn")
-    )
+        plots.log_axis(ax.yaxis, [r["shift"] for r in stats.where(own, what="shift")])
+        ax.legend(fontsize=10, ncol=2, loc="lower left", bbox_to_anchor=(0, 1))
+    found = estimates(rows, s)
+    lower = page.trend(found["reduction"], "shift less", "shift more", "do not clearly shift less")
+    noisy = page.trend(found["noise_shift_reduction"], "still less", "more", "about as much")
     return (
-        f"Mean shift a step, each at its own best rate: {shifts}. Turn of a layer's gradient because the layers before it "
-        f"moved, over its length: {turns}. Thin lines are seeds."
+        f"With batch norm the layers' inputs {lower} than without; with noise behind it, {noisy}. Each network at its own "
+        "best rate. Thin lines are seeds."
     )
 
 

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from resnet_lib import plots, stats
+from resnet_lib import page, plots
 from resnet_lib.experiments.batch_norm.networks import COLOURS
 from resnet_lib.experiments.batch_norm.rates import RATES
 from resnet_lib.experiments.batch_norm.trainings import at_own_rates, best_rates, reduction, seed_means, watched_runs
@@ -25,13 +25,17 @@ def estimates(rows, s):
     }
 
 
+WORDS = "less by", "more by", "neither clearly less nor more"
+
+
 def finding(rows, s, e):
     without, normed = (s.best_rates[arm] for arm in ("none", "batch norm"))
     return (
-        f"After a step as long as {LENGTH} of the weights the gradient has changed less with batch normalisation by "
-        f"{e['length_reduction']}, and with noise after it by {e['noise_length_reduction']}. "
-        f"After a step of each network's own best rate, {without:g} without and {normed:g} with the norm, it has changed "
-        f"less by {e['own_rate_reduction']}. A negative number says that the loss is less smooth."
+        "In a smoother loss the gradient changes less along a step. "
+        f"After a step as long as {LENGTH} of the weights it has changed, with batch normalisation, "
+        f"{page.change(e['length_reduction'], *WORDS)}, and with noise after it "
+        f"{page.change(e['noise_length_reduction'], *WORDS)}. After a step of each network's own best rate, {without:g} "
+        f"without and {normed:g} with the norm, it has changed {page.change(e['own_rate_reduction'], *WORDS)}."
     )
 
 
@@ -49,10 +53,14 @@ def draw(rows, s):
             ax.set_xticks(stretches, [f"{stretch:g}" for stretch in stretches])
             ax.minorticks_off()
         axes[0].set_ylabel("change of the gradient\nover its length")
+        plots.log_axis(axes[0].yaxis, [r["gradient_change"] for r in rows])
         figure.legend(*axes[0].get_legend_handles_labels(), fontsize=10, ncol=4, loc="outside upper left")
-    last = stats.summarise(changes_at(rows, s, "share of length", LENGTH), "gradient_change", ("arm",))
-    found = "; ".join(f"{r['mean']:.2g} {r['arm']}" for r in last)
-    return f"After a step of {LENGTH} of the weights' length the gradient has changed by this many times its length: {found}."
+    found, words = estimates(rows, s), ("less", "more", "not clearly less")
+    own, length = (page.trend(found[name], *words) for name in ("own_rate_reduction", "length_reduction"))
+    return (
+        f"With batch norm the gradient changes {own} along a step of the network's own rate, and {length} along one of "
+        f"{LENGTH} of the weights' length: the answer depends on the unit. Thin lines are seeds."
+    )
 
 
 SMOOTHNESS = replace(

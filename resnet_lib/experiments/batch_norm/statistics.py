@@ -301,20 +301,18 @@ def estimates(rows, s):
 
 def finding(rows, s, e):
     predicted = fmean(r["predicted"] for r in at_own_rate(rows, "short", SHORT))
-    word = page.trend(
-        e["accuracy_change"], "is higher with exact ones", "is lower with exact ones", "is not clearly different"
-    )
+    words = "higher by", "lower by", "not clearly different"
     return (
         f"In training PyTorch's layer is the equation to within {e['training_difference'].mean:.0e}. "
         "In evaluation the running variance differs from the exact one of the whole training set by "
         f"{e['long_run_difference']} after {at_own_rate(rows, 'long')[0]['step']} steps and by {e['short_run_difference']} "
         f"after {SHORT}, where {100 * predicted:.0f} % was predicted, errors of channels taken without sign. "
-        f"With exact statistics test accuracy changes by {e['accuracy_change']} after the long training, where it {word}, "
-        f"and by {e['short_accuracy_change']} after {SHORT} steps."
+        f"With exact statistics test accuracy is {page.change(e['accuracy_change'], *words)}, after the long training, and "
+        f"{page.change(e['short_accuracy_change'], *words)}, after {SHORT} steps."
     )
 
 
-def draw(rows, s):
+def draw_figure(rows, s):
     short, averaged = stats.where(rows, what="short"), stats.where(rows, what="averaged")
     parts = {"all": "all layers", "first": "first layer"}
     layers = [r | {"layers": name, "off": r[part]} for part, name in parts.items() for r in averaged]
@@ -324,25 +322,24 @@ def draw(rows, s):
         places = sorted({r[x] for r in own})
         ax.plot(places, [fmean(r["predicted"] for r in own if r[x] == p) for p in places], label=label, **dashed)
 
-    with plots.figure(1, 3, width=9.6, height=2.8) as (figure, axes):
+    with plots.figure(1, 3, width=8.4, height=3.4) as (figure, axes):
         plots.lines(axes[0], short, "step", "off", by="update_rate", label="r = {:g}".format, marker=True)
         theory(axes[0], [r for r in short if r["predicted"] is not None], "step", f"predicted, r = {UPDATE_RATE}")
-        axes[0].set(xlabel="step", ylabel="|running over exact\nvariance, minus 1|")
-        figure.legend(*axes[0].get_legend_handles_labels(), fontsize=10, ncol=6, loc="outside upper left")
+        axes[0].set(xlabel="step", ylabel="|running over exact\nvariance, minus 1|, %")
+        figure.legend(*axes[0].get_legend_handles_labels(), fontsize=10, ncol=4, loc="outside upper left")
         plots.lines(axes[1], short, "step", "val_change", by="update_rate", marker=True)
-        axes[1].set(xlabel="step", ylabel="validation accuracy,\nexact minus running")
+        axes[1].set(xlabel="step", ylabel="accuracy gained by\nexact ones, points")
+        plots.hundredths(*(ax.yaxis for ax in axes))
         plots.lines(axes[2], layers, "size", "off", by="layers", marker=True)
         theory(axes[2], averaged, "size", "predicted, first layer")
-        axes[2].set(xscale="log", xlabel="pictures in a batch", ylabel="averaged over exact\nvariance, minus 1")
+        axes[2].set(xscale="log", xlabel="pictures in a batch", ylabel="averaged over exact\nvariance, minus 1, %")
         sizes = sorted({r["size"] for r in averaged})
         axes[2].set_xticks(sizes, sizes)
         axes[2].minorticks_off()
-        axes[2].legend(fontsize=10)
-    early = fmean(r["off"] for r in at_own_rate(rows, "short", SHORT))
-    pairs = fmean(r["all"] for r in averaged if r["size"] == 2)
+        axes[2].legend(fontsize=9, loc="lower right")
     return (
-        f"After {SHORT} steps at PyTorch's update rate of {UPDATE_RATE} the running variance is {100 * early:.0f} % off; "
-        f"averages over batches of two pictures are {100 * pairs:+.0f} % off. Thin lines are seeds, dashed ones predicted."
+        f"The lower the update rate r, the longer running averages remember their start (PyTorch's is {UPDATE_RATE}); the "
+        "smaller the batches, the more their averaged variance misses. Thin lines are seeds, dashed ones predictions."
     )
 
 
@@ -356,7 +353,7 @@ STATISTICS = Experiment(
     settings=("layers", "width", "batch_size", "long_epochs", "number_format"),
     tiny={"layers": 3, "width": 8, "batch_size": 128, "long_epochs": 1},
     finding=finding,
-    figure=draw,
+    figure=draw_figure,
     alt="Three panels: the running variance over the exact one minus one against the step, for five update rates; the "
     "accuracy lost by running averages at the same steps; and averaged batch variances against the batch size with the "
     "prediction dashed. One thin line for each seed.",
@@ -384,36 +381,40 @@ def changed_estimates(rows, s):
 
 
 def changed_finding(rows, s, e):
-    gains = "; ".join(f"{change} {e[gain_name(change)]}" for change in CHANGES if change != "none")
+    gains = "; ".join(f"{change}, {e[gain_name(change)]}" for change in CHANGES if change != "none")
     return (
         f"With contrast at a quarter the network with batch norm loses {e['lost_to_flatness']} of accuracy if it answers "
         f"with its running statistics, where the network without a norm loses {e['lost_to_flatness_plain']}. "
         f"The pictures' own statistics give back: {gains}. "
-        f"On unchanged pictures, the null, they change {e[gain_name('none')]}."
+        "On unchanged pictures, the null, they "
+        f"{page.change(e[gain_name('none')], 'gain', 'lose', 'make no clear difference')}."
     )
 
 
 def draw_changed(rows, s):
     named = []
     for r in rows:
-        using = "none" if r["network"] == "none" else f"batch norm, {r['statistics']}"
+        using = "no norm" if r["network"] == "none" else f"batch norm, {r['statistics']}"
         place = "unchanged" if r["change"] == "none" else r["change"].replace(" by ", "\nby ").replace(" × ", "\n× ")
         named.append(r | {"using": using, "place": place})
     colours = dict(
         zip(
-            ("none", "batch norm, running", "batch norm, the pictures' own"),
+            ("no norm", "batch norm, running", "batch norm, the pictures' own"),
             (plots.ORANGE, plots.BLUE, plots.GREEN),
             strict=True,
         )
     )
-    with plots.figure(width=8.4, height=2.9) as (_, ax):
+    with plots.figure(height=3.6) as (figure, ax):
         plots.dots(ax, named, "place", "accuracy", by="using", colours=colours, offset=0.15, join=False)
-        ax.set(ylabel="test accuracy", ylim=(0, 1))
+        ax.set(ylabel="test accuracy, %", ylim=(0, None))
+        plots.hundredths(ax.yaxis)
         ax.tick_params(axis="x", labelsize=10)
-        ax.legend(fontsize=10, ncol=3, loc="lower left", bbox_to_anchor=(0, 1))
-    worst = stats.summarise([r for r in named if r["change"] == FLATTEST], "accuracy", ("using",))
-    found = "; ".join(f"{r['mean']:.2f} {r['using']}" for r in worst)
-    return f"Test accuracy at a quarter of the contrast: {found}. Bars: intervals of 95 %."
+        figure.legend(*ax.get_legend_handles_labels(), fontsize=10, ncol=2, loc="outside upper left")
+    word = page.trend(gain(rows, FLATTEST), "keep", "lose more of", "do not clearly keep")
+    return (
+        f"Statistics of the changed pictures themselves {word} the accuracy that running statistics lose as pictures get "
+        "flatter. Dots are seeds, bars intervals of 95 %."
+    )
 
 
 CHANGED_PICTURES = replace(

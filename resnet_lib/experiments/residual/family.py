@@ -10,6 +10,7 @@ from resnet_lib import page, stats
 from resnet_lib.study import Experiment
 
 NETWORKS = ("resnet", "resnext", "densenet", "inception_v4")
+NAMES = {"resnet": "ResNet-50", "resnext": "ResNeXt-50", "densenet": "DenseNet-121", "inception_v4": "Inception-v4"}
 NO_TIMM = "Inception-v4 was not inspected: the package timm, which has it, is not installed."
 
 
@@ -28,14 +29,23 @@ def constructor(network: str) -> Callable[[], nn.Module] | None:
 
 
 def joins(model: nn.Module) -> dict[str, int]:
-    """How often a graph adds a value to what was computed from it, and how often it concatenates."""
-    graph = torch.fx.symbolic_trace(model).graph
-    ancestors, counts = {}, {"additions": 0, "concatenations": 0}
-    for node in graph.nodes:
+    """How often a graph adds a value to what was computed from it, and how often it concatenates.
+
+    The value may be projected on its way: convolved and normalised, without a non-linearity.
+    """
+    traced = torch.fx.symbolic_trace(model)
+    modules, ancestors, counts = dict(traced.named_modules()), {}, {"additions": 0, "concatenations": 0}
+
+    def before_projection(node):
+        while isinstance(modules.get(node.target), nn.Conv2d | nn.BatchNorm2d):
+            node = node.all_input_nodes[0]
+        return node
+
+    for node in traced.graph.nodes:
         inputs = node.all_input_nodes
         ancestors[node] = set(inputs).union(*(ancestors[n] for n in inputs))
         if node.target in (add, iadd, torch.add) and len(inputs) == 2:
-            counts["additions"] += inputs[0] in ancestors[inputs[1]] or inputs[1] in ancestors[inputs[0]]
+            counts["additions"] += any(before_projection(a) in ancestors[b] for a, b in (inputs, inputs[::-1]))
         counts["concatenations"] += node.target is torch.cat
     return counts
 
@@ -54,12 +64,15 @@ def estimates(rows, s):
 
 
 def finding(rows, s, e):
-    without = [r["network"] for r in rows if r["additions"] == 0]
-    return f"Without a single residual addition: {', '.join(without) or 'none'}; what they have in its place is concatenation."
+    counted = [r for r in rows if r["additions"] is not None]
+    with_, without = ([r for r in counted if bool(r["additions"]) is wanted] for wanted in (True, False))
+    some = page.listed([f"{NAMES[r['network']]} has {r['additions']} residual additions" for r in with_])
+    none = page.listed([f"{NAMES[r['network']]} has {r['concatenations']} concatenations" for r in without])
+    return f"{some}. " + (f"{none}, and not a single residual addition." if without else "No network is without.")
 
 
 def table(rows, s):
-    columns = {"network": "network", "additions": "additions of an input to its output"}
+    columns = {"network": ("network", NAMES.get), "additions": "additions of an input to its output"}
     return page.table(rows, columns | {"concatenations": "concatenations"})
 
 

@@ -85,13 +85,14 @@ def estimates(rows, s):
 
 
 def finding(rows, s, e):
-    lines = "; ".join(f"{arm}, by {e[name]}" for arm, name in GAINS.items())
+    words = "nearer by", "further away by", "not clearly nearer or further away"
+    lines = "; ".join(f"with {arm} {page.change(e[name], *words)}" for arm, name in GAINS.items())
     plain = [r for r in first_units(rows) if r["kind"] == "plain" and r["arm"] == list(ARMS)[2]]
     alone = stats.interval([r["decades"] for r in plain if r["depth"] == max(s.init_depths)])
     return (
-        f"In {max(s.init_depths)} layers the addition flattens the gradient, where the number is positive: {lines}. "
-        f"With batch normalisation alone, in the plain network, it changes by {alone.mean:+.1f} decades from the last "
-        "unit to the first."
+        f"At {max(s.init_depths)} layers the addition brings the first unit's gradient to that of the last unit: {lines}. "
+        f"A decade is a factor of ten. With batch normalisation alone, in the plain network, the gradient changes by "
+        f"{alone.mean:+.1f} decades from the last unit to the first."
     )
 
 
@@ -113,12 +114,12 @@ def draw(rows, s):
         for ax in axes:
             ax.set_ylabel("gradient, decades\nover the last unit's")
         axes[-1].set_xlabel(f"unit of ResNet-{max(s.init_depths)} and its plain twin, from input to output")
-    deepest = [r for r in first_units(rows) if r["depth"] == max(s.init_depths)]
-    first = stats.summarise(deepest, "decades", ("arm", "kind"))
-    found = "; ".join(f"{r['mean']:+.1f} {r['kind']} with {r['arm']}" for r in first)
+    found = estimates(rows, s)
+    flatter = [arm for arm, name in GAINS.items() if found[name].low > 0]
+    steeper = [arm for arm, name in GAINS.items() if found[name].high < 0]
     return (
-        f"From the last unit of {max(s.init_depths)} layers to the first, the gradient changes by this many decades: {found}. "
-        "Thin lines are seeds, dashed ones are predicted."
+        f"The addition makes the gradient flatter with {page.listed(flatter)}, and steeper with {page.listed(steeper)}. "
+        "Thin lines are seeds; the dashed line of a colour is its prediction. The vertical axes differ."
     )
 
 
@@ -130,8 +131,8 @@ def draw_front(rows, s):
         axes[0].set_ylabel("gradient, decades")
         axes[1].set_xlabel("unit, from input to output")
     return (
-        f"Size of the gradient over the last unit's, in {max(s.init_depths)} layers at initialisation. "
-        "Flat is healthy. Thin lines are seeds, dashed ones are predicted."
+        f"Gradient over the last unit's at initialisation, {max(s.init_depths)} layers; a decade is a factor of ten, flat is "
+        "healthy. Thin lines are seeds, dashed ones predictions; the vertical axes differ."
     )
 
 
@@ -141,10 +142,12 @@ def _curves(axes, rows, s):
     sides = [max(1, width >> stage) for stage in range(3) for _ in range(units // 3)]
     for ax, (arm, (_, norm, gain)) in zip(axes, ARMS.items(), strict=True):
         plots.lines(ax, [r for r in rows if r["arm"] == arm], "unit", "decades", by="kind")
-        for kind, label in {"plain": "predicted", "residual": None}.items():
+        for kind, colour in plots.COLOURS.items():
             theory = predicted_decades(sides, kind, norm, gain)
-            ax.plot(range(1, units + 1), theory, "--", color="black", linewidth=1.2, label=label)
+            ax.plot(range(1, units + 1), theory, "--", color=colour, linewidth=1.5)
+        ax.plot([], [], "--", color="grey", linewidth=1.5, label="predicted")
         ax.set_title(arm)
+        ax.yaxis.get_major_locator().set_params(integer=True)
     axes[1].legend(loc="upper right")
 
 
@@ -182,23 +185,25 @@ def similarity_estimates(rows, s):
 
 
 def similarity_finding(rows, s, e):
-    gains = "; ".join(f"{arm} {e[name.replace('_gain', '_similarity_gain')]}" for arm, name in GAINS.items())
-    return f"At {max(s.init_depths)} layers the addition changes the agreement of neighbouring gradients by: {gains}."
+    words = "higher by", "lower by", "not clearly different"
+    gains = "; ".join(
+        f"with {arm} {page.change(e[name.replace('_gain', '_similarity_gain')], *words)}" for arm, name in GAINS.items()
+    )
+    return f"At {max(s.init_depths)} layers the cosine of neighbouring gradients is, with the addition: {gains}."
 
 
 def draw_similarity(rows, s):
     with plots.figure(3, 1, height=5.4, sharex=True, sharey=True) as (_, axes):
         for ax, arm in zip(axes, ARMS, strict=True):
             plots.dots(ax, [r for r in rows if r["arm"] == arm], "depth", "similarity", by="kind", offset=0.15)
-            ax.set(title=arm, ylabel="cosine")
+            ax.set(title=arm, ylabel="cosine", ylim=(-0.3, 1.3))
         axes[0].legend()
         axes[-1].set_xlabel("layers")
-    deepest = [r for r in rows if r["depth"] == max(s.init_depths)]
-    mean = stats.summarise(deepest, "similarity", ("arm", "kind"))
-    found = "; ".join(f"{r['mean']:.2f} {r['kind']} with {r['arm']}" for r in mean)
+    found = similarity_estimates(rows, s)
+    clear = [arm for arm, name in GAINS.items() if found[name.replace("_gain", "_similarity_gain")].low > 0]
     return (
-        f"At {max(s.init_depths)} layers the gradients of neighbouring pictures agree to {found} "
-        "(1: the same direction, 0: unrelated). Bars are intervals of 95 %."
+        f"In the deepest networks the addition clearly keeps the gradients of neighbouring pictures alike with "
+        f"{page.listed(clear, 'no arm')} (1: the same direction, 0: unrelated). Dots are seeds, bars intervals of 95 %."
     )
 
 

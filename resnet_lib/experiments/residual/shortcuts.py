@@ -12,6 +12,7 @@ OPTIONS = {
     "A, zero-initialised branch": {"shortcut": "A", "zero_init_last_norm": True},
 }
 BASELINE, *OTHERS = OPTIONS
+WORDS = "saves", "costs", "makes no clear difference"  # of a gain in error
 
 
 def shortcuts(s, option: str, seed: int) -> list[dict]:
@@ -44,8 +45,8 @@ def finding(rows, s, e):
     unequal, units = unequal_units(s)
     return (
         f"{unequal} of the {units} units of ResNet-{s.shortcut_depth} have unequal dimensions and need one of these "
-        f"shortcuts. A projection there gains {e['projection_gain']} over padding, a branch that starts at zero "
-        f"{e['zero_init_gain']}. A gain whose interval contains zero is no finding."
+        f"shortcuts. Against zero padding, a projection there {page.change(e['projection_gain'], *WORDS)}, and a branch "
+        f"that starts at zero {page.change(e['zero_init_gain'], *WORDS)}. A gain whose interval contains zero is no finding."
     )
 
 
@@ -53,18 +54,18 @@ def draw(rows, s):
     shown = [{"option": option, "gain": gain(rows, option)} for option in OTHERS]
     with plots.figure(height=2.4) as (_, ax):
         plots.forest(ax, shown, "option", "gain")
-        ax.set_xlabel("validation error saved against A")
+        ax.set_xlabel("validation error saved against A, points")
+        plots.hundredths(ax.xaxis)
     clear = [row["option"] for row in shown if row["gain"].low > 0 or row["gain"].high < 0]
-    return (
-        f"Paired by seed, {' and '.join(clear) or 'none'} differs clearly from zero padding. Bars: intervals of 95 %."
-    )
+    found = f"only {page.listed(clear)} differ" if clear else "no other shortcut differs"
+    return f"Paired by seed, {found} clearly from zero padding. Bars: intervals of 95 %."
 
 
 def table(rows, s):
     shown = []
     for option in OPTIONS:
         own = [r for r in rows if r["option"] == option]
-        error = stats.interval([r["val_error"] for r in own])
+        error = stats.interval([r["val_error"] for r in own], unit="error")
         shown.append(own[0] | {"error": error, "gain": gain(rows, option) if option in OTHERS else None})
     columns = {"option": "shortcut", "parameters": ("parameters", ","), "error": "validation error"}
     return page.table(shown, columns | {"gain": "gain over A"})

@@ -56,11 +56,13 @@ def estimates(rows, s):
 
 def finding(rows, s, e):
     of = {row["kind"]: row for row in rows}
+    sizes = [f"{of[kind]['parameters']:,}" for kind in ("residual", "plain")]
     return (
         f"The unit differs from its equation by {of['residual']['difference']:.0e}, which is rounding. "
         f"Of its {of['residual']['convolved'] + of['residual']['untouched']} summands "
         f"{of['residual']['untouched']} comes out of no convolution: the input itself. "
-        f"The unit and its plain twin have {of['residual']['parameters']:,} and {of['plain']['parameters']:,} parameters."
+        f"The unit and its plain twin have {' and '.join(dict.fromkeys(sizes))} parameters"
+        f"{' each' if len(set(sizes)) == 1 else ''}."
     )
 
 

@@ -26,14 +26,17 @@ EXPERIMENTS = (
 )
 
 
+WORDS = "gained", "lost", "made no clear difference"
+
+
 def answer(e):
     """The question's answer in three sentences."""
     word = page.trend(e["survey_block/accuracy_change"], "better", "worse", "not clearly different")
     fastest = max((name for name in e if name.startswith("inference/best_speedup")), key=lambda name: e[name].mean)
     return f"""\
 **ResNet is not the block that the survey writes down, depth is not free, and a trained network can be run several times as fast.**
-The survey's block is {word} in accuracy: {e["survey_block/accuracy_change"]}; from 8 to 56 layers accuracy changes by {e["depth/gain_to_56"]}, while computation grows with depth.
-For inference, the best way to run ResNet-18 gains a factor of {e[fastest]}.
+The survey's block is {word} in accuracy: {e["survey_block/accuracy_change"]}; from 8 to 56 layers accuracy {page.change(e["depth/gain_to_56"], "rises by", "falls by", "does not clearly change")}, while computation grows.
+The best way to run a trained ResNet-18 has {e[fastest]} the speed of the plain one.
 """
 
 
@@ -44,8 +47,8 @@ def answers(e):
     speed = "; ".join(f"{e[name]} at batch {name.rpartition('_')[2]}" for name in e if "inference/best_speedup" in name)
     return f"""\
 1. It makes it skewed: the branch has a skewness of {e["signals/survey_skewness"]}, in the original {e["signals/original_skewness"]}.
-2. Without a last activation it can; a last ReLU leaves nothing negative, a last LeakyReLU a hundredth of it.
-3. Accuracy changes by {e["depth/gain_to_56"]}, computation grows with depth all the way: {e["depth/flops_change"].mean / 1e6:+.0f} MFLOPs a picture.
+2. Without a last activation it can; a last ReLU leaves nothing negative, and a last LeakyReLU shrinks what is negative to a hundredth.
+3. Accuracy {page.change(e["depth/gain_to_56"], "rises by", "falls by", "does not clearly change")}; computation grows with depth all the way, by {e["depth/flops_change"].mean / 1e6:.0f} MFLOPs a picture.
 4. In this short run: {shown}.
 5. By {speed}, in the way that the first rounds chose; the figure shows what each step brings.
 """
@@ -54,9 +57,9 @@ def answers(e):
 def practice(e):
     """What to do, when, and what it bought here."""
     return f"""\
-- **Use the original block, not the survey's.** The survey's changed test accuracy by {e["survey_block/accuracy_change"]}: its order alone by {e["survey_block/order_effect"]}, no last activation by {e["survey_block/end_effect"]}, LeakyReLU by {e["survey_block/slope_effect"]}. Its formula, which leaves the sum free, changed it by {e["survey_block/formula_accuracy_change"]}: worth a try in a short training.
-- **Stop stacking where returns stop, and count the cost first.** Beyond 56 layers accuracy changed by {e["depth/gain_beyond_56"]}; returns stopped at {e["depth/returns_stop"].mean:.0f} layers.
-- **At a fixed budget of computation, try wider before deeper when steps are few.** Deepest minus widest: {e["width_depth/deep_over_wide"]}.
-- **Do not add tricks on trust in a short training.** All together gained {e["tricks/together_gain"]}, which is {e["tricks/together_over_sum"]} more than the sum of their parts.
-- **For inference, fold the norms and quantise to 8 bits, then check the accuracy.** That changed test accuracy by {e["inference/accuracy_change_onnxruntime__8_bits"]}.
+- **Use the original block, not the survey's.** In test accuracy the survey's {page.change(e["survey_block/accuracy_change"], *WORDS)}: its order alone {page.change(e["survey_block/order_effect"], *WORDS)}, no last activation {page.change(e["survey_block/end_effect"], *WORDS)}, LeakyReLU {page.change(e["survey_block/slope_effect"], *WORDS)}. Its formula, which leaves the sum free, {page.change(e["survey_block/formula_accuracy_change"], *WORDS)}.
+- **Stop stacking where returns stop, and count the cost first.** Beyond 56 layers more depth {page.change(e["depth/gain_beyond_56"], *WORDS)}; returns stopped at {e["depth/returns_stop"].mean:.0f} layers.
+- **At a fixed budget of computation, try wider before deeper when steps are few.** Against the widest network the deepest {page.change(e["width_depth/deep_over_wide"], *WORDS)}.
+- **Do not add tricks on trust in a short training.** All together {page.change(e["tricks/together_gain"], *WORDS)}.
+- **For inference, fold the norms and quantise to 8 bits, then check the accuracy.** In test accuracy that {page.change(e["inference/accuracy_change_onnxruntime__8_bits"], *WORDS)}.
 """

@@ -154,11 +154,18 @@ def survey_block_estimates(rows, s):
 
 
 def survey_block_finding(rows, s, e):
+    names = {
+        "accuracy_change": "the survey's block in words",
+        "formula_accuracy_change": "its formula",
+        "slope_effect": "LeakyReLU alone",
+        "order_effect": "activation before norm alone",
+        "end_effect": "nothing after the sum alone",
+    }
+    words = "gains", "loses", "makes no clear difference"
+    told = [f"{name} {page.change(e[measure], *words)}" for measure, name in names.items()]
     return (
-        f"At {s.form_depth} layers, test accuracy minus the original block's, paired by seed: the survey's block in words "
-        f"{e['accuracy_change']}, its formula {e['formula_accuracy_change']}; LeakyReLU alone {e['slope_effect']}, activation "
-        f"before norm alone {e['order_effect']}, nothing after the sum alone {e['end_effect']}. The order of the survey's "
-        f"block is {'' if e['same_as_original'].mean else 'not '}the original's."
+        f"At {s.form_depth} layers, in test accuracy against the original block, paired by seed: {'; '.join(told)}. The order of "
+        f"the survey's block is {'' if e['same_as_original'].mean else 'not '}the original's."
     )
 
 
@@ -166,7 +173,11 @@ def forms_table(rows, s):
     rates, shown = chosen_rates(rows), []
     for form in dict.fromkeys(r["form"] for r in rows):
         own = [r for r in at_chosen(rows) if r["form"] == form]
-        found = {"form": form, "rate": rates[form], "accuracy": stats.interval([r["accuracy"] for r in own])}
+        found = {
+            "form": form,
+            "rate": rates[form],
+            "accuracy": stats.interval([r["accuracy"] for r in own], unit="accuracy"),
+        }
         found["trained"] = f"{sum(not r['diverged'] for r in own)} of {len(own)}"
         found["to_target"] = fmean(r["steps_to_target"] for r in own)
         shown.append(found | {"reached": f"{sum(r['reached'] for r in own)} of {len(own)}"})
@@ -178,12 +189,12 @@ def forms_table(rows, s):
 def draw_forms(rows, s):
     with plots.figure(height=4.2) as (_, ax):
         draw_effects(ax, at_chosen(rows), "form", "original")
-        ax.set(xlabel=f"test accuracy minus the original's, {s.form_depth} layers")
-    found = effect(rows, "survey, words")
-    word = page.trend(found, "better", "worse", "not clearly different")
+        ax.set(xlabel="test accuracy minus the original's, points")
+    words = "better than the original", "worse than the original", "not clearly different from the original"
+    told, formula = (page.trend(effect(rows, f"survey, {form}"), *words) for form in ("words", "formula"))
     return (
-        f"The survey's block as it is put in words is {word} in accuracy than the original ({found}). "
-        "Dots are seeds, bars intervals of 95 %."
+        f"The survey's block as it is put in words is {told}, and its formula is {formula}. Dots are seeds, bars intervals of "
+        "95 %."
     )
 
 
@@ -226,8 +237,8 @@ def formula2_estimates(rows, s):
 
 def formula2_finding(rows, s, e):
     return (
-        f"The survey's second formula minus the pre-activation bottleneck, in test accuracy: {e['accuracy_change']}. Its "
-        f"order is {'' if e['same_as_preactivation'].mean else 'not '}that of the pre-activation bottleneck, and its 3×3 "
+        "In test accuracy, against the pre-activation bottleneck, the survey's second formula "
+        f"{page.change(e['accuracy_change'], 'gains', 'loses', 'makes no clear difference')}. Its order is {'' if e['same_as_preactivation'].mean else 'not '}that of the pre-activation bottleneck, and its 3×3 "
         "convolutions have more parameters."
     )
 
@@ -283,9 +294,9 @@ def signal_finding(rows, s, e):
     at_last = [fresh_mean(rows, f, "one_sided", last) for f in ("survey, words", "original", "survey, formula")]
     return (
         f"At initialisation the branch of the survey's block has a skewness of {e['survey_skewness']} (predicted "
-        f"{theory['skewness']:.2f}), that of the original {e['original_skewness']}. At the last unit {at_last[0]:.0%} of the "
-        f"survey's channels are one-sided before any training, against {at_last[1]:.0%} in the original and "
-        f"{at_last[2]:.0%} without the last activation."
+        f"{theory['skewness']:.2f}), that of the original {e['original_skewness']}. At the last unit {at_last[0]:.1%} of the "
+        f"survey's channels are one-sided before any training, against {at_last[1]:.1%} in the original and "
+        f"{at_last[2]:.1%} without the last activation."
     )
 
 
@@ -305,12 +316,12 @@ def draw_signals(rows, s):
     theory = rectified_theory(SLOPE)
     panels = {
         "std": "std of the\noutput",
-        "negative": "negative share\nof the output",
+        "negative": "negative share\nof the output, %",
         "skewness": "skewness of\nthe branch",
-        "one_sided": "one-sided\nchannels",
+        "one_sided": "one-sided\nchannels, %",
     }
     shown = [r for r in rows if r["form"] in SHOWN]
-    with plots.figure(4, 2, height=7.2, width=7.6, sharex=True, sharey="row") as (_, axes):
+    with plots.figure(4, 2, height=7.2, width=7.6, sharex=True, sharey="row") as (figure, axes):
         for column_axes, when in zip(axes.T, ("init", "trained"), strict=True):
             own = [r for r in shown if r["when"] == when]
             for ax, (column, name) in zip(column_axes, panels.items(), strict=True):
@@ -321,11 +332,14 @@ def draw_signals(rows, s):
                     ax.set_ylabel(name)
             column_axes[0].set_title({"init": "at initialisation", "trained": "after training"}[when])
             column_axes[-1].set_xlabel("unit")
-        axes[0, 0].legend(fontsize=8, ncol=2)
-    means = [r for r in shown if r["when"] == "trained"]
-    mean = {(r["form"], c): r["mean"] for c in ("skewness", "one_sided") for r in stats.summarise(means, c, ("form",))}
-    words = "; ".join(f"{f}: skewness {mean[f, 'skewness']:.2f}, {mean[f, 'one_sided']:.0%} one-sided" for f in SHOWN)
-    return f"After training, mean over units. {words}. Dashed: predicted for the survey's order. Thin lines are seeds."
+        plots.hundredths(*(ax.yaxis for ax in (axes[1, 0], axes[3, 0])))
+        figure.legend(*axes[0, 0].get_legend_handles_labels(), ncols=4, loc="outside upper center")
+    means = {r["form"]: r["mean"] for r in stats.summarise(shown, "skewness", ("form",))}
+    skewed = [f"“{form}”" for form in SHOWN if means[form] > 1]
+    return (
+        f"The branch is skewed in {page.listed(skewed)}, at initialisation and after training. Left, dashed: predicted for the "
+        "survey's order. Thin lines are seeds."
+    )
 
 
 SIGNALS = replace(

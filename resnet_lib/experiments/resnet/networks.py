@@ -124,4 +124,5 @@ def draw_effects(ax, rows, by: str, baseline: str):
         shown.append({"name": name, "gain": stats.interval(gains)})
     plots.forest(ax, shown, "name", "gain")
     ax.locator_params(axis="x", nbins=5)
+    plots.hundredths(ax.xaxis)
     return ax

@@ -128,16 +128,20 @@ def sure(rows, trick):
     return page.trend(gain(rows, trick, confidence=careful), "helps", "hurts", "–")
 
 
+def _verb(names, verb: str) -> str:
+    return f"{page.listed(names, 'none')} {verb}{'' if len(names) > 1 else 's'}"
+
+
 def finding(rows, s, e):
     single = names(rows)
     helps = [trick for trick in single if gain(rows, trick).low > 0]
     hurts = [trick for trick in single if gain(rows, trick).high < 0]
     certain = [trick for trick in single if sure(rows, trick) != "–"]
     return (
-        f"Of {len(single)} tricks alone, {len(helps)} help by their own interval ({', '.join(helps) or 'none'}) and "
-        f"{len(hurts)} hurt ({', '.join(hurts) or 'none'}). Among so many intervals one in twenty misses by chance; "
-        f"{', '.join(certain) or 'none'} remains where all must hold at once. All together gain {e['together_gain']}, which is "
-        f"{e['together_over_sum']} more than the sum of the single gains."
+        f"Of {len(single)} tricks alone, by its own interval {_verb(helps, 'help')}, and {_verb(hurts, 'hurt')}. Among so many "
+        f"intervals one in twenty misses by chance; where all must hold at once, {_verb(certain, 'remain')}. All together "
+        f"{page.change(e['together_gain'], 'gain', 'lose', 'make no clear difference')}; against the sum of the single gains "
+        f"that is {page.change(e['together_over_sum'], 'more by', 'less by', 'not clearly more or less')}."
     )
 
 
@@ -145,7 +149,7 @@ def table(rows, s):
     plain_time, shown = fmean(r["time_s"] for r in rows if r["trick"] == BASELINE), []
     for trick in dict.fromkeys(r["trick"] for r in rows):
         own = [r for r in rows if r["trick"] == trick]
-        row = {"trick": trick, "accuracy": stats.interval([r["accuracy"] for r in own])}
+        row = {"trick": trick, "accuracy": stats.interval([r["accuracy"] for r in own], unit="accuracy")}
         row |= {"loss": fmean(r["test_loss"] for r in own), "time": fmean(r["time_s"] for r in own) / plain_time}
         if trick != BASELINE:
             row |= {"gain": gain(rows, trick), "sure": sure(rows, trick)}
@@ -157,14 +161,10 @@ def table(rows, s):
 def draw(rows, s):
     with plots.figure(height=3.8) as (_, ax):
         draw_effects(ax, rows, "trick", BASELINE)
-        ax.set(xlabel="test accuracy minus the plain recipe's")
+        ax.set(xlabel="test accuracy minus the plain recipe's, points")
     found = {trick: gain(rows, trick) for trick in (*names(rows), TOGETHER)}
-    most = max(found, key=lambda trick: found[trick].mean)
-    clear = sum(estimate.low > 0 or estimate.high < 0 for estimate in found.values())
-    return (
-        f"The largest mean gain is that of {most} ({found[most]}); {clear} of {len(found)} intervals leave out zero. "
-        "Dots are seeds, bars intervals of 95 %."
-    )
+    helps, hurts = ([t for t, e in found.items() if e.low > 0], [t for t, e in found.items() if e.high < 0])
+    return f"By its own interval {_verb(helps, 'help')}, and {_verb(hurts, 'hurt')}. Dots are seeds, bars intervals of 95 %."
 
 
 def _recipes(s):

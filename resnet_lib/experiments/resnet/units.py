@@ -154,10 +154,15 @@ def estimates(rows, s):
 
 
 def finding(rows, s, e):
+    narrow = e["narrowing_basic"].mean, e["narrowing_bottleneck"].mean
+    fewer = (
+        f"Fewer channels out than in have {narrow[0]:.0%} of the basic blocks and {narrow[1]:.0%} of the bottlenecks"
+        if any(narrow)
+        else "No block puts out fewer channels than it takes in"
+    )
     return (
-        f"Two convolutions and one addition: {e['two_convolutions_basic'].mean:.0%} of the basic blocks, "
-        f"{e['two_convolutions_bottleneck'].mean:.0%} of the bottlenecks. Fewer channels out than in: "
-        f"{e['narrowing_basic'].mean:.0%} of the basic blocks, {e['narrowing_bottleneck'].mean:.0%} of the bottlenecks. "
+        f"Two convolutions and one addition are {e['two_convolutions_basic'].mean:.0%} of the basic blocks and "
+        f"{e['two_convolutions_bottleneck'].mean:.0%} of the bottlenecks. {fewer}. "
         "Inside a bottleneck the 1×1 convolution narrows before the 3×3 one, and a last 1×1 convolution widens again."
     )
 

@@ -64,10 +64,16 @@ def estimates(rows, s):
 
 
 def finding(rows, s, e):
+    off = e["imagenet_difference"].mean
+    missed = e["parameters_off"].mean, e["flops_off"].mean
+    formulas = (
+        f"The formulas miss the counted parameters by {missed[0]:.0f} and the counted FLOPs by {missed[1]:.0f}"
+        if any(missed)
+        else "The formulas give the counted parameters and FLOPs exactly"
+    )
     return (
-        "Built in the survey's order, our five networks give torchvision's logits to within "
-        f"{e['imagenet_difference'].mean:.1e}. The formulas miss the counted parameters by {e['parameters_off'].mean:.0f} and "
-        f"the counted FLOPs by {e['flops_off'].mean:.0f}. The CIFAR networks of the same paper "
+        f"Built in the survey's order, our five networks give torchvision's logits {f'to within {off:.1e}' if off else 'exactly'}. "
+        f"{formulas}. The CIFAR networks of the same paper "
         f"{'have' if e['cifar_same_stem'].mean else 'do not have'} that stem: they begin with one 3×3 convolution of stride "
         "1, since a picture of 32 pixels has nothing to spare."
     )

@@ -17,7 +17,7 @@ def answer(e):
     return f"""\
 **Skips carry where things are: fine detail that the bottleneck cannot hold, and they do it without more parameters.**
 At equal parameters they gain {e["reconstruction/psnr_gain"]} of fidelity and {e["reconstruction/detail_gain"]} of the fine detail; mirrored, so that they bring each pixel to the wrong side, {e["reconstruction/mirror_psnr_gain"]}.
-They do not cure the gradient: they go around the bottleneck, and {e["gradients/remaining_spread"]} of spread are left.
+They do not cure the gradient: they go around the bottleneck, and a spread of {e["gradients/remaining_spread"]} is left (a decade is a factor of ten).
 """
 
 
@@ -27,8 +27,8 @@ def answers(e):
     bottleneck = page.trend(e["gradients/bottleneck_change_plain"], *words)
     more = page.trend(e["capacity/memorisation_gain"], "help", "hinder", "show no clear difference")
     return f"""\
-1. Over the aligned tasks {e["reconstruction/psnr_gain"]}; in removing noise {e["reconstruction/denoise_psnr_gain"]}.
-2. Mirrored, they gain {e["reconstruction/mirror_psnr_gain"]}.
+1. Without its skips it loses {e["reconstruction/denoise_psnr_gain"]} in removing noise, and {e["reconstruction/psnr_gain"]} over the aligned tasks.
+2. If the picture must come out mirrored, it loses {e["reconstruction/mirror_psnr_gain"]}.
 3. {bottleneck}: with skips the gradient amid the bottleneck changes by {e["gradients/bottleneck_change_plain"]} without a norm and by {e["gradients/bottleneck_change"]} with batch norm.
 4. In memorising random labels skips {more}: {e["capacity/memorisation_gain"]}.
 """

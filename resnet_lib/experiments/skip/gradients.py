@@ -85,13 +85,15 @@ def estimates(rows, s):
 
 
 def finding(rows, s, e):
+    narrow = "narrow it by", "widen it by", "do not clearly change it"
+    plain, normed = (page.change(e[name], *narrow) for name in ("plain_gain", "batch_norm_gain"))
+    words = "larger by", "smaller by", "not clearly different"
+    paths = [page.change(e[name], *words) for name in ("skips_over_bottleneck_plain", "skips_over_bottleneck")]
     return (
-        f"With {max(s.init_convolutions)} convolutions a level, skips narrow the spread of the gradient by "
-        f"{e['plain_gain']} without batch normalisation and by {e['batch_norm_gain']} with it; with both, "
-        f"{e['remaining_spread']} are left between the largest and the smallest. "
-        f"At the first convolution the gradient through the skips is above that through the bottleneck by "
-        f"{e['skips_over_bottleneck_plain']} without a norm, and by {e['skips_over_bottleneck']} with it; a negative "
-        "number means that the bottleneck passes more."
+        f"The spread of the gradient, with {max(s.init_convolutions)} convolutions a level: without batch normalisation skips "
+        f"{plain}; with it they {normed}, and {e['remaining_spread']} are left between the largest and the smallest. "
+        f"At the first convolution the gradient through the skips, against that through the bottleneck, is {paths[0]} "
+        f"without a norm, and {paths[1]} with it. A decade is a factor of ten."
     )
 
 
@@ -110,21 +112,22 @@ def draw(rows, s):
         for ax, norm in zip(axes, NORMS, strict=True):
             plots.lines(ax, at_depth(rows, s, "norm", norm), "unit", "decades", by="kind", colours=COLOURS)
             ax.axvspan(last * many + 0.5, (last + 1) * many + 0.5, color="black", alpha=0.08, lw=0)
-            ax.set(title=f"norm: {norm}", ylabel="gradient, decades\nover the last unit's")
-            for kept, name in ((True, None), (False, "predicted")):
-                theory = predicted_decades(s.widths, side, many, kept, norm)
-                ax.plot(range(1, len(theory) + 1), theory, "k--", lw=1.2, label=name)
+            title = "without a norm" if norm == "none" else "with batch norm"
+            ax.set(title=title, ylabel="gradient, decades\nover the last unit's")
+            for kind in KINDS:
+                theory = predicted_decades(s.widths, side, many, kind == "with skips", norm)
+                ax.plot(range(1, len(theory) + 1), theory, "--", color=COLOURS[kind], lw=1.5)
+            ax.plot([], [], "--", color="grey", lw=1.5, label="predicted")
         axes[0].legend()
         axes[1].set_xlabel("unit, from input to output; grey: the bottleneck")
-    middle = last * many + many // 2 + 1 if many == 1 else last * many + many // 2
-    some = [r for r in at_depth(rows, s, "norm", "none") if r["unit"] in (1, middle)]
-    at = stats.summarise(some, "decades", ("unit", "kind"))
-    words = {(r["unit"], r["kind"]): f"{r['mean']:+.2f}" for r in at}
-    cut, kept = (f"{predicted_decades(s.widths, side, many, k)[0]:+.2f}" for k in (False, True))
+    found = estimates(rows, s)
+    words = [
+        page.trend(found[name], "narrow", "widen", "do not clearly change")
+        for name in ("plain_gain", "batch_norm_gain")
+    ]
     return (
-        f"Without a norm the first unit's gradient is {words[1, 'without']} decades without and "
-        f"{words[1, 'with skips']} with skips (predicted: {cut} and {kept}); amid the bottleneck it is "
-        f"{words[middle, 'without']} and {words[middle, 'with skips']}. Dashed: predicted. Thin lines are seeds."
+        f"Skips {words[0]} the spread of the gradient without a norm, and {words[1]} it with one. Thin lines are seeds; the "
+        "dashed line of a colour is its prediction. The vertical axes differ."
     )
 
 

@@ -39,6 +39,7 @@ NETWORKS = {
     "U-Net": original_unet,
     "FPN on ResNet-18": Pyramid,
 }
+BACKBONE, PYRAMID = "ResNet-18", "FPN on ResNet-18"
 NONLINEAR = (nn.ReLU, nn.LeakyReLU, nn.Sigmoid, nn.Tanh, nn.GELU, nn.SiLU)
 NONLINEAR_CALLS = (F.relu, torch.relu, torch.sigmoid, torch.tanh, F.gelu, F.silu)
 
@@ -85,11 +86,16 @@ def estimates(rows, s):
 
 
 def finding(rows, s, e):
-    networks = len({r["network"] for r in rows})
+    counted = by_network(rows)
+    other, nonlinear = (
+        page.listed([f"{row[asked]} of {row['joins']} in {row['network']}" for row in counted if row[asked]])
+        for asked in ("other_size", "nonlinear")
+    )
+    direct = f"{e['direct'].mean:.0f} joins take" if e["direct"].mean else "No join takes"
     return (
-        f"Of {len(rows)} joins, {e['direct'].mean:.0f} join maps of different sizes as they are: sizes are always matched "
-        f"first. {e['nonlinearity_share'].mean:.0%} go straight into a non-linearity. An origin of another size occurs in "
-        f"{e['networks_of_different_sizes'].mean:.0f} of {networks} networks."
+        f"{direct} maps of different sizes as they are: sizes are matched first. Joins whose skip began at another size: "
+        f"{other}. Joins whose result goes straight into a non-linearity: {nonlinear}. The pyramid's counts hold its backbone's, which is "
+        "a ResNet-18; the table shows what the pyramid adds."
     )
 
 
@@ -110,9 +116,19 @@ def by_network(rows):
     return found
 
 
+def without_backbone(counted):
+    """By network, with the pyramid's own joins in a row of their own: all of it, less those of its backbone."""
+    of = {row["network"]: row for row in counted}
+    if not {BACKBONE, PYRAMID} <= set(of):
+        return counted
+    whole, body = of[PYRAMID], of[BACKBONE]
+    own = {name: whole[name] - body[name] for name in ("joins", *ASKED)}
+    return [*counted, whole | own | {"network": "of these the pyramid's own"}]
+
+
 def table(rows, s):
     headings = {"network": "network", "kinds": "joins by", "joins": "joins"}
-    return page.table(by_network(rows), headings | ASKED)
+    return page.table(without_backbone(by_network(rows)), headings | ASKED)
 
 
 def draw(rows, s):
@@ -122,13 +138,18 @@ def draw(rows, s):
             at = [k + 0.26 * (place - 1) for k in range(len(counted))]
             shares = [row[column] / row["joins"] for row in counted]
             ax.barh(at, shares, height=0.24, color=plots.PALETTE[place], label=name)
-        ax.set_yticks(range(len(counted)), [row["network"] for row in counted])
-        ax.set(xlabel="share of the network's joins", xlim=(0, 1), ylim=(len(counted) - 0.5, -0.5))
-        ax.legend(loc="lower center", bbox_to_anchor=(0.4, 1), fontsize=9, ncols=2)
-    other = [row["network"] for row in counted if row["other_size"]]
+            for y, row, share in zip(at, counted, shares, strict=True):
+                ax.text(share + 0.01, y, str(row[column]), va="center", fontsize=9)
+        ax.set_yticks(range(len(counted)), [f"{row['network']}\n{row['joins']} joins" for row in counted], fontsize=10)
+        ax.set(xlabel="share of the network's joins, %", xlim=(0, 1.05), ylim=(len(counted) - 0.5, -0.5))
+        plots.hundredths(ax.xaxis)
+        ax.legend(loc="lower center", bbox_to_anchor=(0.4, 1), fontsize=10, ncols=2)
+    direct = "Some joins take" if any(row["direct"] for row in counted) else "No join takes"
     return (
-        f"Joins whose operands differ in size: {sum(row['direct'] for row in counted)} of {len(rows)}. "
-        f"A skip that began at another size: {', '.join(other) or 'in none'}."
+        f"{direct} maps of different sizes, and only an addition in a ResNet goes straight into a non-linearity. "
+        "Numbers are joins; the pyramid's hold its backbone's, a ResNet-18's."
+        if {row["network"] for row in counted if row["nonlinear"]} <= {BACKBONE, PYRAMID}
+        else f"{direct} maps of different sizes. Numbers are joins; the pyramid's hold its backbone's, a ResNet-18's."
     )
 
 

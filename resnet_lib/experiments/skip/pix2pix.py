@@ -71,10 +71,14 @@ def estimates(rows, s):
 
 def finding(rows, s, e):
     collapsed = sum(r["collapsed"] for r in scores(rows))
+    words = "lower it by", "raise it by", "do not clearly change it"
+    told = f"{collapsed} of {len(scores(rows))} runs collapsed" if collapsed else "No run collapsed"
+    seen = page.change(e["accuracy_gain"], "raise by", "lower by", "do not clearly change")
     return (
-        f"From {s.pair} to the picture, skips lower the held-out L1 by {e['l1_gain']} of that without them, and by "
-        f"{e['l1_gain_without_gan']} where there is no discriminator. They change the share of pictures whose class our "
-        f"classifier still sees by {e['accuracy_gain']}. {collapsed} of {len(scores(rows))} runs collapsed."
+        f"Held-out L1 from {s.pair} to the picture, as a share of that without skips: skips "
+        f"{page.change(e['l1_gain'], *words)}; where there is no discriminator they "
+        f"{page.change(e['l1_gain_without_gan'], *words)}. The share of pictures whose class our classifier still sees they "
+        f"{seen}. {told}."
     )
 
 
@@ -89,14 +93,19 @@ def table(rows, s):
 
 
 def draw(rows, s):
-    with plots.figure(len(MEASURES), 1, height=5.4, sharex=True) as (_, axes):
+    with plots.figure(len(MEASURES), 1, height=5.4, sharex=True) as (figure, axes):
         for ax, (column, name) in zip(axes, MEASURES.items(), strict=True):
             plots.dots(ax, scores(rows), "loss", column, by="kind", colours=COLOURS, offset=0.2, join=False)
-            ax.set(ylabel=name)
-        axes[0].legend()
-    mean = stats.summarise(scores(rows), "l1", ("loss", "kind"))
-    found = "; ".join(f"{r['mean']:.3f} {r['kind']} ({r['loss']})" for r in mean)
-    return f"Mean absolute error: {found}. Dots are seeds, bars intervals of 95 %."
+            ax.set(ylabel=name.replace(" ", "\n", 1), xlim=(-0.5, len(LOSSES) - 0.5))
+        plots.hundredths(axes[1].yaxis)
+        axes[1].set_ylabel("class still\nseen, %")
+        figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=2)
+    found = estimates(rows, s)
+    full, alone = (
+        page.trend(found[name], "is lower", "is higher", "is not clearly different")
+        for name in ("l1_gain", "l1_gain_without_gan")
+    )
+    return f"With skips the error of the full loss {full}, and that of L1 alone {alone}. Dots are seeds, bars intervals of 95 %."
 
 
 def _losses(s):

@@ -70,9 +70,10 @@ def estimates(rows, s):
 
 def finding(rows, s, e):
     clear = [how for how in (*FREE[1:], *PROJECTED) if e[measure_of(how)].low > 0]
+    better = f"of {len(e)} ways {'; '.join(clear)}" if clear else f"of {len(e)} ways none"
     return (
-        f"In ResNet-{s.size_depth}, {len(clear)} of {len(e)} ways are clearly better than no shortcut in the halving "
-        f"units{': ' + '; '.join(clear) if clear else ''}. "
+        f"In ResNet-{s.size_depth}, {better} {'are' if len(clear) > 1 else 'is'} clearly better than no shortcut in the "
+        "halving units. "
         "The gain is paired by seed; one whose interval contains zero is no finding."
     )
 
@@ -91,16 +92,18 @@ def draw(rows, s):
     rows = [r | {"all": "all"} for r in rows]
     with plots.figure(height=3.6) as (_, ax):
         plots.dots(ax, rows, "how", "val_error", by="all", join=False)
-        ax.set(ylabel="validation error")
+        ax.set(ylabel="validation error, %")
+        plots.hundredths(ax.yaxis)
         ax.tick_params(axis="x", labelrotation=35)
         for label in ax.get_xticklabels():
             label.set_ha("right")
-    mean = {r["how"]: r["mean"] for r in stats.summarise(rows, "val_error", ("how",))}
-    best = stats.best_setting(rows, "val_error", "how")
-    return (
-        f"The lowest mean error is {mean[best]:.3f} ({best}), against {mean[FREE[0]]:.3f} without a shortcut. "
-        "Bars are intervals of 95 %."
+    clear = [how for how in (*FREE[1:], *PROJECTED) if estimates(rows, s)[measure_of(how)].low > 0]
+    found = (
+        f"these are clearly better than no shortcut: {'; '.join(clear)}"
+        if clear
+        else "no way is clearly better than no shortcut"
     )
+    return f"Paired by seed, {found}. Dots are seeds, bars intervals of 95 %."
 
 
 SIZES = Experiment(

@@ -85,8 +85,8 @@ def finding(rows, s, e):
         else ""
     )
     return (
-        f"One matrix instruction of a warp does {matrix:,} multiply-adds, its vector instruction {vector}: "
-        f"{matrix / vector:.0f} times as many, by the manual.{measured}"
+        f"One matrix instruction of a warp does {matrix:,} multiply-adds, and its vector instruction {vector}: by the manual, "
+        f"the first does {matrix / vector:.0f} times as many.{measured}"
     )
 
 

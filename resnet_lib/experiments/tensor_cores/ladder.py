@@ -12,7 +12,6 @@ from torch.utils.flop_counter import FlopCounterMode
 from resnet_lib import bench, ceilings, page, plots, precision, resnets, stats
 from resnet_lib.experiments.tensor_cores.formats import mixed, refusals, slug
 from resnet_lib.experiments.tensor_cores.networks import noise, training_step, whole_network
-from resnet_lib.experiments.tensor_cores.rates import log_axis
 from resnet_lib.experiments.tensor_cores.throughput import THROUGHPUT, limits
 from resnet_lib.study import Experiment
 
@@ -143,11 +142,15 @@ def linear_share(rows, s) -> float:
 def finding(rows, s, e):
     found = gains(rows)
     quickest = max(found, key=lambda rung: found[rung].mean)
-    best = f"{quickest}, {found[quickest]}" if found[quickest].mean > 1 else "plain fp32 itself"
+    lead = (
+        "The fastest rung is"
+        if found[quickest].low > 1
+        else "No rung is clearly faster than plain float32; the best is"
+    )
     slower = [rung for rung, gain in found.items() if gain.high < 1]
     share = linear_share(rows, s)
     return (
-        f"The fastest rung is {best}. Slower than plain float32: {'; '.join(slower) or 'none'}. {judged(rows)} "
+        f"{lead} {quickest}: {found[quickest]}. Slower than plain float32: {'; '.join(slower) or 'none'}. {judged(rows)} "
         f"The fully connected layer, the only kind that PyTorch multiplies in 8 bits, makes up {share:.2%} of the "
         f"step's operations; even if it cost nothing, fp8 could save no more."
     )
@@ -183,11 +186,16 @@ def draw(rows, s):
             ax.plot(median(ratios), place, "s", color=plots.BLUE, ms=8)
         ax.axvline(1, color="grey", linestyle=":")
         ax.set(xscale="log", ylim=(-0.6, len(found) - 0.4))
-        ax.set_xlabel("speed-up over plain float32, round by round")
+        ax.set_xlabel("speed-up over plain float32, times")
         ax.set_yticks(range(len(found)), list(found), fontsize=10)
-        log_axis(ax.xaxis, [0.5, 2, *itertools.chain(*found.values())])
-    told = "; ".join(f"{rung} {median(ratios):.2g}×" for rung, ratios in found.items())
-    return f"Speed-up by the median round: {told}. Dots: rounds."
+        plots.log_axis(ax.xaxis, [0.5, 2, *itertools.chain(*found.values())])
+    judged_gains = gains(rows)
+    quick = [rung for rung, gain in judged_gains.items() if gain.low > 1]
+    slow = [rung for rung, gain in judged_gains.items() if gain.high < 1]
+    return (
+        f"Clearly faster than plain float32: {'; '.join(quick) or 'no rung'}. Clearly slower: {'; '.join(slow) or 'none'}. "
+        "Dots are rounds, squares their medians."
+    )
 
 
 LADDER = Experiment(

@@ -285,7 +285,7 @@ def draw_roofline(rows, s) -> str:
             reached.append(f"{share:.0%} in {form}")
         axes[0].set_ylabel("GFLOP/s")
         fig.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=3)
-    return f"Share of its roof that the median convolution reaches: {', '.join(reached)}."
+    return f"Above: the median convolution reaches {page.listed(reached)} of what its roof allows."
 
 
 def draw_predictions(rows, s) -> str:
@@ -305,8 +305,12 @@ def draw_predictions(rows, s) -> str:
             ax.set(xscale="log", yscale="log", title=form, xlabel="predicted by the roofline, µs")
         axes[0].set_ylabel("measured, µs")
         fig.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=3)
+    slow = sum(ratio > 1 for ratio in ratios)
     near = sum(0.5 < ratio < 2 for ratio in ratios)
-    return f"{near} of {len(ratios)} layers lie within a factor of two of the time that the roofline predicts."
+    return (
+        f"Below: {slow} of {len(ratios)} layers take longer than the roofline allows; {near} lie within a factor of two. Bars go "
+        "from the fastest to the slowest round."
+    )
 
 
 LAYERS = Experiment(

@@ -112,16 +112,16 @@ def finding(rows, s, e):
     within = [arm for arm in arms_of(rows) if equivalence(rows, arm)["equivalent"]]
     few = (
         f" Too few, then: an arm that is not shown equivalent here is not shown different either, unless its interval "
-        f"leaves out ±{MARGIN}."
+        f"leaves out ±{stats.quantity(MARGIN, 'accuracy')}."
         if power > base.n
         else ""
     )
     return (
-        f"Float32 reaches {base} on {s.facts['test']:,} test pictures, in which one picture counts "
-        f"{1 / s.facts['test']:.4f}. Shown to be within ±{MARGIN}: {', '.join(within) or 'no arm'}. "
-        f"Trained again with the same seeds it changes by {e['fp32_again_change']}; with other seeds by "
-        f"{e['fp32_other_seeds_change']}. With that spread between runs, a difference of {MARGIN} would need about "
-        f"{power} pairs of runs to be found; here there are {base.n}.{few}"
+        f"Float32 reaches an accuracy of {base} on {s.facts['test']:,} test pictures, of which one counts "
+        f"{stats.quantity(1 / s.facts['test'], 'accuracy')}. Shown to be within ±{stats.quantity(MARGIN, 'accuracy')}: "
+        f"{', '.join(within) or 'no arm'}. Trained again with the same seeds it changes by {e['fp32_again_change']}; with other "
+        f"seeds by {e['fp32_other_seeds_change']}. With that spread between runs, a difference of "
+        f"{stats.quantity(MARGIN, 'accuracy')} would need about {power} pairs of runs to be found; here there are {base.n}.{few}"
     )
 
 
@@ -132,7 +132,7 @@ def table(rows, s):
         word = "equivalent" if test["equivalent"] else "not shown equivalent"
         shown.append({"arm": arm, "change": change, "p": test["p_value"], "word": word})
     headings = {"arm": "arm", "change": "accuracy minus float32's", "p": ("p of the equivalence test", ".2g")}
-    return page.table(shown, headings | {"word": f"within ±{MARGIN}"})
+    return page.table(shown, headings | {"word": f"within ±{stats.quantity(MARGIN, 'accuracy')}"})
 
 
 def draw(rows, s):
@@ -145,9 +145,14 @@ def draw(rows, s):
         ax.axhspan(-MARGIN, MARGIN, color="grey", alpha=0.25)
         names = list(dict.fromkeys(r["arm"] for r in changed))
         ax.set_xticks(range(len(names)), [name.replace(" ", "\n") for name in names], fontsize=10)
-        ax.set(ylabel="test accuracy minus float32's", xlim=(-0.5, len(names) - 0.5))
-    found = "; ".join(f"{r['arm']} {r['mean']:+.4f}" for r in stats.summarise(changed, "change", ("arm",)))
-    return f"Accuracy minus float32's: {found}. Dots: {len(base)} seeds; grey: ±{MARGIN}."
+        ax.set(ylabel="test accuracy minus\nfloat32's, points", xlim=(-0.5, len(names) - 0.5))
+        plots.hundredths(ax.yaxis)
+    margin = stats.quantity(MARGIN, "accuracy")
+    within = [arm for arm in arms_of(rows) if equivalence(rows, arm)["equivalent"]]
+    return (
+        f"Shown to be within {margin} of float32: {page.listed(within)}. Grey: ±{margin}. Dots are {len(base)} seeds, bars "
+        "intervals of 95 %."
+    )
 
 
 PRECISION = Experiment(

@@ -1,6 +1,4 @@
-"""Rates of arithmetic: what is kept of them, how they are compared, the axis they are drawn on."""
-
-import math
+"""Rates of arithmetic: what is kept of them, how they are compared."""
 
 from resnet_lib import ceilings, stats
 
@@ -20,16 +18,6 @@ def faster(rows, form: str, reference: str = "fp32", **where) -> stats.Estimate 
     rounds = [{r["round"] for r in rows if r["form"] == one} for one in (form, reference)]
     both = [r for r in rows if r["round"] in rounds[0] & rounds[1]]  # a product that one round took for too slow
     return stats.paired_ratio(both, "rate", "form", form, reference, pair=("round",))
-
-
-def log_axis(axis, values) -> None:
-    """Ticks at 1, 2 and 5 times powers of ten, or at powers of ten alone where there would be many."""
-    low, high = (math.floor(math.log10(v)) for v in (min(values), max(values)))
-    leading = (1, 2, 5) if high - low < 3 else (1,)
-    ticks = [m * 10.0**e for e in range(low, high + 2) for m in leading]
-    near = [t for t in ticks if min(values) / 1.5 < t < max(values) * 1.5]
-    axis.set_ticks(near, [f"{t:,g}" for t in near])
-    axis.set_ticks([], minor=True)
 
 
 def refuse_times(s) -> None:

@@ -202,17 +202,19 @@ def draw(rows, s):
         plots.lines(left, stats.where(rows, what="bin"), "power", "share", by="of")
         for name, colour in zip(UNDER[:2], (plots.PINK, plots.GREEN), strict=True):
             edge = math.log2(precision.FORMATS[name].smallest_subnormal / 2)
-            left.axvline(edge, color=colour, linestyle="--", linewidth=1.5)
-            left.text(edge + 0.5, left.get_ylim()[1] * 0.92, f"{name}'s end", color=colour)
-        left.set(xlabel="power of two of the gradient's size", ylabel="share of gradients")
-        left.legend(loc="center left", fontsize=10)
+            left.axvline(edge, color=colour, linestyle="--", linewidth=1.5, label=f"{name}'s end")
+        left.set(xlabel="power of two of the gradient's size", ylabel="share of gradients, %")
+        plots.hundredths(left.yaxis, right.yaxis)
+        left.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, fontsize=10)
         plots.lines(right, curves, "power", "share", by="kind", marker=True)
         right.set(xlabel="the loss is multiplied by 2 to this power")
-        right.legend(fontsize=10) if curves else right.text(0.1, 0.5, "fp16 does not run here")
+        right.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, fontsize=10) if curves else right.text(
+            0.1, 0.5, "fp16 does not run here"
+        )
     lost = [r["fp16"] for r in stats.where(rows, what="lost") if r["of"] == "signals"]
     return (
-        f"fp16 would round {fmean(lost):.2%} of the signals' gradients to zero; bf16's end lies far to the left. "
-        f"Right: factors with which less than one gradient in a hundred is lost: {safe_powers(rows)}."
+        f"What lies left of a format's end is rounded to zero: {'some' if fmean(lost) > 0.001 else 'hardly any'} of the signals' "
+        f"gradients in fp16; bf16's end lies far to the left. Right: factors with which less than one gradient in a hundred is lost: {safe_powers(rows)}."
     )
 
 

@@ -9,7 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from resnet_lib import bench, ceilings, plots, resnets, stats
 from resnet_lib.experiments.tensor_cores.formats import mixed, running
 from resnet_lib.experiments.tensor_cores.networks import noise, training_step, whole_network
-from resnet_lib.experiments.tensor_cores.rates import log_axis, slim
+from resnet_lib.experiments.tensor_cores.rates import slim
 from resnet_lib.study import Experiment
 from resnet_lib.sweep import conditions
 
@@ -169,12 +169,12 @@ def draw(rows, s):
         left.legend(fontsize=10, ncols=2)
         plots.lines(right, small, "elements", "us", by="way", seed="round", marker=True)
         right.set(xscale="log", yscale="log", xlabel="numbers in one operation", ylabel="µs an operation")
-        log_axis(right.yaxis, [r["us"] for r in small])
+        plots.log_axis(right.yaxis, [r["us"] for r in small])
         right.legend(fontsize=10)
     ends = [fmean(r["us"] for r in small if r["elements"] == n) for n in (ELEMENTS[0], ELEMENTS[-1])]
     return (
-        f"An operation on {ELEMENTS[-1]:,} numbers takes {ends[1] / ends[0]:.0f} times as long as on one. "
-        + draw_batches(rows)
+        f"{ELEMENTS[-1]:,} numbers take an operation {ends[1] / ends[0]:.0f} times as long as one does: small ones cost the "
+        f"call, not the arithmetic. {draw_batches(rows)}"
     )
 
 
@@ -191,11 +191,12 @@ def draw_batches(rows):
         ax.set(xscale="log", yscale="log", xlabel="pictures in a step", ylabel="ms a step")
         ax.set_xticks(ends, [str(b) for b in ends])
         ax.set_xticks([], minor=True)
-        log_axis(ax.yaxis, [floor, *(r["ms"] for r in steps)])
+        plots.log_axis(ax.yaxis, [floor, *(r["ms"] for r in steps)])
         ax.legend(fontsize=10)
+    off = "more" if first > floor else "less"
     return (
-        f"By the fitted line {first:.2f} ms of a step do not depend on the batch; its {steps[0]['operations']} operations "
-        f"predict {floor:.2f} ms. Thin lines: rounds."
+        f"Below, a training step: what does not depend on its batch (where the dashed line becomes flat) is {off} than its "
+        "number of operations predicts (dotted). Thin lines are rounds."
     )
 
 

@@ -2,7 +2,7 @@
 
 from resnet_lib import ceilings, page, plots, stats
 from resnet_lib.experiments.tensor_cores.formats import NEEDED, absent, filed, refusals, running
-from resnet_lib.experiments.tensor_cores.rates import faster, log_axis, refuse_times, slim
+from resnet_lib.experiments.tensor_cores.rates import faster, refuse_times, slim
 from resnet_lib.study import Experiment
 from resnet_lib.sweep import conditions
 
@@ -153,11 +153,13 @@ def finding(rows, s, e):
     slow = [f"{form} {gain}" for form, gain in gains.items() if gain.high < 1]
     forms = dict.fromkeys(r["form"] for r in stats.where(rows, kind="convolution"))
     layouts = "; ".join(f"{form} {layout_gain(rows, form)}" for form in forms)
+    refused = [f"{r['form']} ({r['refused']})" for r in stats.where(rows, kind="format") if r["refused"]]
     return (
         f"At side {large(s)}, faster than float32 by a fifth or more: {', '.join(quick) or 'no format'}. "
         f"Slower than float32: {', '.join(slow) or 'no format'}. "
         f"Memory is copied at {bandwidth(rows) / 1e9:.1f} GB/s. "
         f"Channels last over picture by picture, in the convolution: {layouts}."
+        + (f" Does not run here: {'; '.join(refused)}." if refused else "")
     )
 
 
@@ -166,7 +168,7 @@ def table(rows, s):
     shown = []
     for r in stats.where(rows, kind="format"):
         form = r["form"]
-        row = {"form": form, "core": "no" if r["absent"] else "yes", "why": r["refused"]}
+        row = {"form": form, "core": "no" if r["absent"] else "yes"}
         errors = [m["error"] for m in stats.where(rows, kind="matmul") if m["form"] == form]
         if form in top:
             row |= {"peak": top[form] / 1e9, "ridge": top[form] / memory}
@@ -187,7 +189,6 @@ def table(rows, s):
             "small": f"side {RULED['product_sides']}, over fp32",
             "conv": "convolution, over fp32",
             "error": ("largest error", ".0e"),
-            "why": "why it does not run",
         },
     )
 
@@ -201,14 +202,19 @@ def draw(rows, s):
         left.set(xscale="log", yscale="log", xlabel="side of the square product", ylabel="GFLOP/s")
         left.set_xticks(sides, [str(side) for side in sides], fontsize=9)
         left.set_xticks([], minor=True)
-        log_axis(left.yaxis, [r["giga"] for r in products])
-        left.legend(ncols=2, fontsize=9)
-        plots.dots(right, filters, "form", "giga", by="layout", offset=0.15, join=False)
+        plots.log_axis(left.yaxis, [r["giga"] for r in products])
+        left.legend(ncols=3, fontsize=10, loc="lower left", bbox_to_anchor=(0, 1))
+        shown = [r | {"layout": r["layout"].replace("_", " ")} for r in filters]
+        plots.dots(right, shown, "form", "giga", by="layout", offset=0.15, join=False)
         right.set(xlabel="format of a convolution", ylim=(0, None))
-        right.legend(fontsize=9)
-    mean = stats.summarise([r for r in products if r["side"] == max(sides)], "giga", ("form",))
-    found = ", ".join(f"{r['form']} {r['mean']:,.0f}" for r in mean)
-    return f"Products of side {max(sides)} in GFLOP/s: {found}. Dots: rounds."
+        right.legend(fontsize=10, loc="lower left", bbox_to_anchor=(0, 1))
+    gains = {name.removesuffix("_large"): gain for name, (_, gain, _) in measures(rows, s).items() if "_large" in name}
+    quick = [form for form, gain in gains.items() if gain and gain.low > 1]
+    not_quick = [form for form, gain in gains.items() if gain and gain.low <= 1]
+    return (
+        f"In large products faster than fp32: {page.listed(quick)}; not clearly faster: {page.listed(not_quick)}. "
+        "Thin lines and dots are rounds, bars intervals of 95 %. The vertical axes differ."
+    )
 
 
 THROUGHPUT = Experiment(
