@@ -177,6 +177,7 @@ def judge(claim: Claim, estimates: Mapping[str, Estimate]) -> Verdict:
         narrowed = conditions("limit", "fails")
         return Verdict("yes, if" if narrowed else "yes", _because(holds, narrowed, [], estimates), outcomes)
     if holds and claim.needs == "any":
+        fails += conditions("limit", "fails")
         return Verdict("yes, if", _because(holds, fails, opened, estimates), outcomes)
     return Verdict("cannot tell", _because(holds, fails, opened, estimates), outcomes)
 

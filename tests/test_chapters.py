@@ -49,7 +49,8 @@ def test_one_experiment_can_be_run_through_execute(tmp_path):
 def test_a_chapter_runs_as_a_plain_script_where_nothing_can_be_drawn(tmp_path):
     small = {
         "depths": [8, 14],
-        "epochs": 1,
+        "looked_depth": 8,
+        "depth_epochs": 1,
         "shortcut_depth": 8,
         "shortcut_epochs": 1,
         "task_units": 1,
@@ -69,8 +70,8 @@ def test_a_chapter_runs_as_a_plain_script_where_nothing_can_be_drawn(tmp_path):
         (["residual", "--only", "tunning"], "no experiment 'tunning'; there are: unit, gradients"),
         (["residual", "--profile", "huge"], "profile 'huge' has no file for chapter 'residual'"),
         (["residual", "--set", "epoch=3"], "it has no parameter 'epoch'; its parameters: dataset (str)"),
-        (["residual", "--set", "epochs=many"], "epochs='many' must be of type int"),
-        (["residual", "--set", "epochs"], "--set epochs: write NAME=VALUE"),
+        (["residual", "--set", "task_epochs=many"], "task_epochs='many' must be of type int"),
+        (["residual", "--set", "seeds"], "--set seeds: write NAME=VALUE"),
     ],
 )
 def test_a_wrong_word_is_answered_with_what_there_is(arguments, words, capsys):

@@ -155,10 +155,10 @@ def test_a_way_gains_what_its_error_is_below_that_without_a_shortcut_by_seed():
 
 def gradient_rows():
     rows = []
-    for norm, shift in (("none", 0), ("batch", 1)):
+    for shift, arm in enumerate(gradients.ARMS):
         for n in SEEDS:
             for kind, spread in (("without", 5 + n + shift), ("with skips", 2 + n)):
-                common = {"norm": norm, "kind": kind, "seed": n}
+                common = {"arm": arm, "kind": kind, "seed": n}
                 rows.append(common | {"what": "spread", "convolutions": 8, "spread": spread})
                 rows.append(common | {"what": "spread", "convolutions": 2, "spread": 99 * (kind == "without")})
                 rows.append(common | {"what": "norm", "convolutions": 8, "unit": 1, "decades": 50})
@@ -166,36 +166,48 @@ def gradient_rows():
                 rows.append(common | amid | {"decades": (2 if kind == "without" else 1 - shift) + n})
             for convolutions, value in ((8, 0.5 - shift), (2, 77)):
                 path = {"what": "paths", "convolutions": convolutions, "skips_over_bottleneck": value}
-                rows.append({"norm": norm, "kind": "with skips", "seed": n} | path)
+                rows.append({"arm": arm, "kind": "with skips", "seed": n} | path)
     return rows
 
 
-def test_a_gradient_gain_is_the_spread_without_minus_with_skips_at_the_most_convolutions():
+def test_each_arm_has_its_spread_its_gain_what_is_left_and_the_path_that_leads_at_the_most_convolutions():
     found = gradients.estimates(gradient_rows(), settings(widths=[4, 8, 16], init_convolutions=[2, 8]))
-    assert found["plain_gain"].mean == 3 and found["batch_norm_gain"].mean == 4
-    assert found["bottleneck_change_plain"].mean == -1 and found["bottleneck_change"].mean == -2
+    for shift, name in enumerate(("default", "plain", "batch_norm")):
+        assert found[f"{name}_gain"].mean == 3 + shift
+        assert found[f"{name}_spread"].mean == 6 + shift and found[f"{name}_remaining"].mean == 3
+        assert found[f"{name}_skips_over_bottleneck"].mean == 0.5 - shift
+        assert found[f"{name}_bottleneck_change"].mean == -1 - shift
 
 
-def test_what_is_left_is_the_spread_with_skips_and_batch_norm_and_paths_are_told_apart_by_norm():
-    rows = gradient_rows()
-    for r in rows:
-        if (r["what"], r["norm"], r["convolutions"]) == ("spread", "none", 8):
-            r["spread"] += 30  # without a norm it must not count here
-    found = gradients.estimates(rows, settings(widths=[4, 8, 16], init_convolutions=[8, 2]))
-    assert found["remaining_spread"].mean == 3 and found["remaining_spread"].n == 3
-    assert found["skips_over_bottleneck"].mean == -0.5 and found["skips_over_bottleneck_plain"].mean == 0.5
+def test_pytorchs_default_weights_stand_in_the_convolutions_of_units_alone():
+    with train.seeded(0):
+        he = unet.UNet(unet.UNetConfig((16, 32), norm="none", convolutions=2))
+        kept = [p.detach().clone() for m in (*he.up, he.head) for p in m.parameters()]
+        default = gradients.with_defaults(he)
+    for unit in default.units():
+        fan_in = unit[0].weight[0].numel()
+        assert unit[0].weight.var().item() == pytest.approx(1 / (3 * fan_in), rel=0.2)
+    assert all(
+        torch.equal(a, b) for a, b in zip(kept, [p for m in (*he.up, he.head) for p in m.parameters()], strict=True)
+    )
+
+
+def test_theory_divides_the_squared_gradient_by_six_at_each_unit_under_default_weights():
+    he, default = (gradients.predicted_decades([8, 16], WIDE, 2, False, gain=g) for g in (2.0, 1 / 3))
+    passed = [len(he) - 1 - k for k in range(len(he))]  # units between this one and the last
+    assert [a - b for a, b in zip(he, default, strict=True)] == pytest.approx([n * math.log10(6) / 2 for n in passed])
 
 
 WIDE = 1 << 30  # maps without a border to speak of
 
 
 def test_theory_ends_at_the_last_unit_and_has_one_value_a_unit():
-    for norm in gradients.NORMS:
+    for norm in ("none", "batch"):
         found = gradients.predicted_decades([8, 16, 32], 16, 3, True, norm)
         assert len(found) == 5 * 3 and found[-1] == 0
 
 
-@pytest.mark.parametrize("norm", gradients.NORMS)
+@pytest.mark.parametrize("norm", ("none", "batch"))
 def test_every_cut_join_gives_the_bottleneck_a_root_of_two_more_gradient(norm):
     for levels in (1, 2, 3):
         widths, middle = [16] * (levels + 1), levels * 2
@@ -810,7 +822,7 @@ def test_the_share_of_joins_into_a_non_linearity_is_not_that_of_different_sizes(
     assert joins.estimates(rows, settings())["nonlinearity_share"].mean == 0.75
 
 
-@pytest.mark.parametrize("norm", gradients.NORMS)
+@pytest.mark.parametrize("norm", ("none", "batch"))
 def test_theory_of_three_units_is_its_recursion_by_hand(norm):
     """Widths 8 and 16 on 16 pixels: f a unit's factor on 16 and on 8 pixels, `h` half of a concatenation."""
     if norm == "none":  # the taps that meet a pixel; the bottleneck widens 8 channels to 16
