@@ -396,7 +396,7 @@ def test_the_second_load_reads_the_cache_and_is_equal(tmp_path, cache, monkeypat
     path = write_tar(tmp_path / "a.tar", tree())
     first = load(path)
     (kept,) = cache.iterdir()
-    monkeypatch.setattr(pictures, "_decode", None)  # any decoding would fail now
+    monkeypatch.setattr(pictures, "parts_of", None)  # any decoding would fail now
     second = load(path)
     assert same(first, second) and first.note == second.note and first.class_names == second.class_names
     assert sorted(path.name for path in kept.iterdir()) == ["about.npz", "images.npy"]
@@ -421,8 +421,8 @@ def test_many_pictures_lie_in_files_and_are_the_same_data(tmp_path, monkeypatch)
     path = write_tar(tmp_path / "a.tar", tree(mode="RGB"))
     first = load(path)
     monkeypatch.setattr(data, "LARGE", 100)
-    monkeypatch.setattr(pictures, "IN_MEMORY", 100)
-    monkeypatch.setattr(pictures, "CHUNK", 7)
+    monkeypatch.setattr(pictures, "PART_FILES", 7)
+    monkeypatch.setattr(pictures, "CHUNK", 7 * 192)
     monkeypatch.setenv("RESNET_LIB_CACHE", str(tmp_path / "other"))
     for _ in range(2):  # decoded, and from the cache
         mapped = load(path)
