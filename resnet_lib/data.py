@@ -15,7 +15,7 @@ from resnet_lib.pictures import COLOURS, Pictures, gathered, identity_of, read
 
 TORCHVISION = {"cifar10": "CIFAR10", "cifar100": "CIFAR100", "fashion_mnist": "FashionMNIST"}
 KNOWN = ("digits", *TORCHVISION)
-LARGE = 2**30  # bytes of pictures from which on splits lie in files, of which a batch reads what it needs
+LARGE = 2**28  # bytes of pictures from which on splits lie in files, of which a batch reads what it needs
 TEST_FRACTION = 0.2  # of the pictures, where the source brings no test set of its own
 
 
