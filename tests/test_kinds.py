@@ -1,5 +1,7 @@
 """Pictures that are not square, or of more or fewer classes than the book's: chapters run on them as they are."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -7,6 +9,8 @@ from PIL import Image
 from torchvision.transforms import v2
 
 from resnet_lib.experiments.augmentation import cost, learning, recipes
+from resnet_lib.experiments.skip import gan, gradients, reconstruction
+from resnet_lib.experiments.tensor_cores import networks
 from resnet_lib.parameters import declared_in
 from tests.conftest import ROOT
 from tests.test_experiments import tiny
@@ -61,3 +65,30 @@ def test_square_pictures_are_cropped_and_cut_as_ever():
     assert torch.equal(recipes.change("crop, one draw", images, None), expected)
     cut = recipes.change("cutout", images, recipes.seeded_generator(1))
     assert torch.equal(cut, recipes.augment.cutout(images, 12, generator=recipes.seeded_generator(1)))
+
+
+def test_what_is_made_or_timed_in_place_of_oblong_pictures_is_oblong_too():
+    s = SimpleNamespace(facts={"shape": [3, 16, 24], "classes": 7}, widths=[4, 8, 16])
+    made = gan.SkipGenerator(True, 4, 3, 16, 24)(torch.randn(2, gan.NOISE))
+    assert made.shape == (2, 3, 16, 24)
+    assert networks.noise(s, 5, 16, 24)[0].shape == (5, 3, 16, 24)
+    assert list(reconstruction.arms(s))[1:3] == ["only 24×16", "only 12×8"]
+
+
+@pytest.mark.parametrize("side", [8, 16])
+def test_square_pictures_are_made_and_timed_as_ever(side):
+    s = SimpleNamespace(facts={"shape": [3, side, side], "classes": 7})
+    expected = torch.randn(5, 3, side, side, generator=recipes.seeded_generator())
+    assert torch.equal(networks.noise(s, 5, side)[0], expected)
+    assert torch.equal(networks.noise(s, 5, side, side)[0], expected)
+    found = []
+    for sides in ((side,), (side, side)):
+        torch.manual_seed(0)
+        found.append(gan.SkipGenerator(True, 4, 3, *sides).eval()(torch.ones(1, gan.NOISE)))
+    assert torch.equal(*found)
+
+
+def test_the_share_of_gradient_that_borders_take_goes_by_both_sides():
+    square, tall, wide = (gradients.predicted_decades([8], side, 2, False) for side in (16, (16, 8), (8, 16)))
+    assert tall == pytest.approx(wide) and square == gradients.predicted_decades([8], (16, 16), 2, False)
+    assert 2 * tall[0] == pytest.approx(square[0] + gradients.predicted_decades([8], 8, 2, False)[0])
