@@ -10,7 +10,7 @@ import sys
 
 from resnet_lib import devices
 
-NAMES = ("training_step", "inference", "batch_norm", "data_pipeline", "augmentation", "import_time")
+NAMES = ("training_step", "inference", "batch_norm", "data_pipeline", "augmentation", "many_pictures", "import_time")
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -1,7 +1,6 @@
 """Pictures as uint8 tensors with stratified, seeded train, validation and test splits."""
 
 import difflib
-import json
 import os
 import re
 from dataclasses import dataclass, replace
@@ -10,12 +9,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from resnet_lib.decoding import to_array
 from resnet_lib.paths import cache_folder
-from resnet_lib.pictures import COLOURS, Pictures, gathered, hashed, read, to_array
+from resnet_lib.pictures import COLOURS, Pictures, gathered, identity_of, read
 
 TORCHVISION = {"cifar10": "CIFAR10", "cifar100": "CIFAR100", "fashion_mnist": "FashionMNIST"}
 KNOWN = ("digits", *TORCHVISION)
-LARGE = 2**30  # bytes of pictures from which on splits lie in files, of which a batch reads what it needs
+LARGE = 2**28  # bytes of pictures from which on splits lie in files, of which a batch reads what it needs
 TEST_FRACTION = 0.2  # of the pictures, where the source brings no test set of its own
 
 
@@ -127,7 +127,7 @@ def load(
         name = re.sub(r"\.(tar(\.\w+)?|t[gx]z|zip)$", "", path.name)
 
     indices = _split(pictures, train_size, val_fraction, seed)
-    identity = hashed(pictures.images, json.dumps([pictures.images.shape, pictures.class_names]))
+    identity = pictures.identity or identity_of(pictures.images, pictures.class_names)
     for array in (pictures.labels, *indices):
         identity.update(memoryview(np.ascontiguousarray(array, array.dtype.newbyteorder("<"))))
     names, fingerprint = pictures.class_names, identity.hexdigest()[:16]

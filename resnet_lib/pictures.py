@@ -3,30 +3,27 @@
 import contextlib
 import csv
 import hashlib
-import io
 import json
 import os
 import shutil
-import tempfile
 import warnings
 import zipfile
 from collections import Counter
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Sequence
+from math import prod
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 import numpy as np
 
 from resnet_lib.archives import is_hidden, listing, members
+from resnet_lib.decoding import Decoded, Part, parts_of
 
 MAX_TOTAL_BYTES = 2**36  # of all decoded pictures together; they lie in a file
-IN_MEMORY = 2**28  # bytes of decoded pictures; more of them go to a file
-CHUNK = 4096  # pictures that are copied at a time
-CACHE_FORMAT = 4  # part of the cache key: raise it when decoding changes
-DECODERS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")  # others start programs, or read no pictures
+CHUNK = 2**26  # bytes of pictures that are copied at a time
+PART_FILES, PART_BYTES = 512, 2**21  # files, or bytes of them, that are decoded at a time and kept if more follow
+CACHE_FORMAT = 5  # part of the cache key: raise it when decoding changes
 COLOURS = ("auto", "rgb", "grey")
-BACKGROUND = "white"  # behind what is transparent
 SPLITS = {"train": 0, "training": 0, "val": 1, "valid": 1, "validation": 1, "test": 2, "testing": 2}
 LAYOUT = (
     "pictures must lie as <class>/<picture>, or as train/<class>/<picture> beside test/<class>/<picture>, "
@@ -40,16 +37,7 @@ class Pictures(NamedTuple):  # a source before it is split
     part: np.ndarray  # int8 (N,): 0 train, 1 val, 2 test; empty where the source is not split
     class_names: tuple[str, ...]
     note: str
-
-
-@dataclass(frozen=True)
-class _Decoded:
-    shape: tuple[int, ...] | None  # (C, H, W); None where it cannot be used
-    row: int = 0  # where it lies among the frames of its shape
-    kind: str = ""  # format and quality
-    changes: tuple[str, ...] = ()  # what was done to it
-    problem: str = ""
-    needs_colour: bool = False  # colour="rgb" or "grey" would take it
+    identity: "hashlib._Hash | None" = None  # `identity_of` it, where it has been found
 
 
 def read(
@@ -62,6 +50,8 @@ def read(
     progress: bool = True,
 ) -> Pictures:
     """Decode a folder or an archive, or take what an earlier call decoded into `root`.
+
+    Decoding takes all cores. Where it is interrupted, the next call goes on from the parts that were finished.
 
     Args: image_size: side of the central square in pixels; colour, labels: as `data.load` says.
     Raises: ValueError naming the file, class or folder at fault.
@@ -82,57 +72,34 @@ def read(
 
         size = sum(status.st_size for _, status in entries) or path.stat().st_size
         style = {"unit": "B", "unit_scale": True, "mininterval": 1, "disable": not progress}
-        with _Frames(root) as frames:
+        kept = cached.with_suffix(".partial")
+        try:
             with tqdm(total=size, desc=f"decoding {path.name}", **style) as bar:
-                found, folders = _decode_all(path, members(path, entries, bar), image_size, colour, frames)
+                found, folders, parts = _decode_all(path, members(path, entries, bar), image_size, colour, kept)
             arranged = _by_list(path, found, given, labels) if given else _arrange(path, found, folders)
-            pictures = _kept(cached, frames, *arranged)
+            pictures = _kept(cached, parts, arranged)
+        except ValueError:  # another call would come to the same; after an interruption it goes on
+            shutil.rmtree(kept, ignore_errors=True)
+            raise
+        shutil.rmtree(kept, ignore_errors=True)
     return pictures._replace(note=f"{pictures.note} from {path.name}")
-
-
-class _Frames:
-    """Decoded pictures of each shape, their channels last: in memory, and in a file where they are many."""
-
-    def __init__(self, folder: Path):
-        self.folder = folder if folder.is_dir() else None  # else among the temporary files
-        self.files, self.counts, self.in_file = {}, Counter(), set()
-
-    def __enter__(self) -> "_Frames":
-        return self
-
-    def __exit__(self, *_) -> None:
-        for file in self.files.values():
-            file.close()
-
-    def add(self, image: np.ndarray) -> int:
-        """Append a picture, (C, H, W); its row among those of its shape."""
-        shape = image.shape
-        if shape not in self.files:
-            self.files[shape] = tempfile.SpooledTemporaryFile(dir=self.folder)  # noqa: SIM115 - closed by __exit__
-        if self.counts[shape] * image.nbytes > IN_MEMORY and shape not in self.in_file:
-            self.files[shape].rollover()
-            self.in_file.add(shape)
-        self.files[shape].write(np.ascontiguousarray(image.transpose(1, 2, 0)).data)
-        self.counts[shape] += 1
-        return self.counts[shape] - 1
-
-    def of(self, shape: tuple[int, ...]) -> np.ndarray:
-        """All of a shape, (N, H, W, C)."""
-        channels, height, width = shape
-        file, whole = self.files[shape], (self.counts[shape], height, width, channels)
-        file.seek(0)
-        if shape in self.in_file:
-            return np.memmap(file, np.uint8, "r", shape=whole)
-        return np.frombuffer(file.read(), np.uint8).reshape(whole)
 
 
 def gathered(source: np.ndarray, rows: np.ndarray, file: Path) -> np.ndarray:
     """Rows of an array in another order, in a file of their own, which the array given back is a view of."""
-    header = {"descr": "|u1", "fortran_order": False, "shape": (len(rows), *source.shape[1:])}
+    chunks = range(0, len(rows), step := max(1, CHUNK // prod(source.shape[1:])))
+    blocks = (np.ascontiguousarray(source[rows[start : start + step]]) for start in chunks)
+    return _written(file, (len(rows), *source.shape[1:]), zip(chunks, blocks, strict=True))
+
+
+def _written(file: Path, shape: tuple[int, ...], blocks: Iterable[tuple[int, np.ndarray]]) -> np.ndarray:
+    """An array made of blocks, each with the row that it begins at, in a file."""
     with open(file, "wb") as out:  # written, not mapped: a full disk is then an error, and no crash
-        np.lib.format.write_array_header_1_0(out, header)
-        for start in range(0, len(rows), CHUNK):
-            out.write(np.ascontiguousarray(source[rows[start : start + CHUNK]]).data)
+        np.lib.format.write_array_header_1_0(out, {"descr": "|u1", "fortran_order": False, "shape": shape})
+        begin = out.tell()
+        for row, block in blocks:
+            out.seek(begin + row * prod(shape[1:]))
+            out.write(block.data)
     return np.load(file, mmap_mode="c")
 
 
@@ -154,11 +121,11 @@ def _labels(path: Path) -> dict[str, str]:
     return {str(PurePosixPath(file.replace("\\", "/"))): label for file, label in rows}
 
 
-def hashed(images: np.ndarray, begun: str = "") -> "hashlib._Hash":
-    """A SHA-256 of some text and the bytes of pictures, in chunks: they may be more than fits into memory."""
-    found = hashlib.sha256(begun.encode())
-    for start in range(0, len(images), CHUNK):
-        found.update(np.ascontiguousarray(images[start : start + CHUNK]))
+def identity_of(images: np.ndarray, class_names: Sequence[str]) -> "hashlib._Hash":
+    """A SHA-256 of pictures, (N, C, H, W), and class names; in chunks, as they may be more than fits into memory."""
+    found = hashlib.sha256(json.dumps([images.shape, class_names]).encode())
+    for start in range(0, len(images), step := max(1, CHUNK // prod(images.shape[1:]))):
+        found.update(np.ascontiguousarray(images[start : start + step]))
     return found
 
 
@@ -167,10 +134,11 @@ def _read_cache(folder: Path) -> Pictures | None:
         with open(folder / "about.npz", "rb") as file, np.load(file, allow_pickle=False) as arrays:  # with checksums
             names, note, expected = json.loads(str(arrays["text"]))
             labels, part = arrays["labels"], arrays["part"]
-        images = np.load(folder / "images.npy", mmap_mode="c", allow_pickle=False)
-        if hashed(images).hexdigest() != expected:
+        images = np.load(folder / "images.npy", mmap_mode="c", allow_pickle=False).transpose(0, 3, 1, 2)
+        identity = identity_of(images, names)
+        if identity.hexdigest() != expected:
             raise ValueError("its pictures are not those that were written")
-        return Pictures(images.transpose(0, 3, 1, 2), labels, part, tuple(names), note)
+        return Pictures(images, labels, part, tuple(names), note, identity)
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
@@ -180,22 +148,16 @@ def _read_cache(folder: Path) -> Pictures | None:
         return None
 
 
-def _kept(
-    folder: Path,
-    frames: _Frames,
-    shape: tuple[int, ...],
-    rows: np.ndarray,
-    labels: np.ndarray,
-    part: np.ndarray,
-    names: tuple[str, ...],
-    note: str,
-) -> Pictures:
+def _kept(folder: Path, parts: list[Part], arranged: tuple) -> Pictures:
     """Pictures in their order, in the cache whole or, where that cannot be written, in memory."""
+    shape, rows, labels, part, names, note = arranged
     partial = folder.with_name(f"{folder.name}.{os.getpid()}.partial")
+    whole = (len(rows), *shape[1:], shape[0])
     try:
         partial.mkdir(parents=True)
-        images = gathered(frames.of(shape), rows, partial / "images.npy")
-        text = json.dumps([names, note, hashed(images).hexdigest()])
+        images = _written(partial / "images.npy", whole, _placed(parts, rows))
+        identity = identity_of(images.transpose(0, 3, 1, 2), names)
+        text = json.dumps([names, note, identity.hexdigest()])
         np.savez(partial / "about.npz", labels=labels, part=part, text=text)
         try:
             os.rename(partial, folder)
@@ -203,122 +165,63 @@ def _kept(
             if not folder.is_dir():  # another process may have been quicker
                 raise
     except OSError as error:
+        if made := _read_cache(folder):  # another process was quicker, and has cleared the parts away
+            return made
         warnings.warn(f"decoded pictures not kept, {folder.parent} cannot be written: {error}", stacklevel=4)
-        images = frames.of(shape)[rows]
+        images = np.concatenate([p for _, p in sorted(_placed(parts, rows), key=lambda one: one[0])]).reshape(whole)
+        identity = None
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    return Pictures(images.transpose(0, 3, 1, 2), labels, part, names, note)
+    return Pictures(images.transpose(0, 3, 1, 2), labels, part, names, note, identity)
 
 
-def _decode_all(
-    path: Path, files: Iterable[tuple[str, bytes | None]], image_size: int | None, colour: str, frames: _Frames
-) -> tuple[dict[tuple, _Decoded], set[tuple]]:
-    """What was decoded, by place, and all folders.
-
-    One thread: for pictures of this size two are slower, as the interpreter lock changes hands too often.
-    """
-    from PIL import Image
-
-    Image.init()  # PIL knows the less common formats only after this
-    found, folders, total = {}, set(), 0
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
-        for name, content in files:
-            place = PurePosixPath(name).parts
-            folder = place if content is None else place[:-1]
-            if not any(map(is_hidden, folder)):
-                folders.add(folder)
-            if content is None or any(map(is_hidden, place)):
-                continue
-            image, found[place] = _decode(content, image_size, colour)
-            if image is None:
-                continue
-            found[place] = replace(found[place], shape=image.shape, row=frames.add(image))
-            total += image.nbytes
-            if total > MAX_TOTAL_BYTES:
-                raise ValueError(f"pictures in {path} take over {MAX_TOTAL_BYTES} bytes; give an image_size")
-    return found, folders
+def _placed(parts: list[Part], rows: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+    """The pictures of some rows, as they come; each with its place among these rows."""
+    place, row = {int(row): place for place, row in enumerate(rows)}, 0
+    for _, decoded, pixels in parts:
+        if isinstance(pixels, Path):
+            with open(pixels, "rb") as file, np.load(file, allow_pickle=False) as arrays:
+                pixels = arrays["pixels"]
+        ends = np.cumsum([prod(one.shape) for one in decoded if one.shape])
+        for picture in np.split(pixels, ends)[:-1]:
+            if row in place:
+                yield place[row], picture[None]
+            row += 1
 
 
-def _decode(content: bytes, image_size: int | None, colour: str) -> tuple[np.ndarray | None, _Decoded]:
-    """A picture file, (C, H, W); what is wrong with it is told where it lies among the pictures, and only there."""
-    from PIL import Image, ImageOps, UnidentifiedImageError
-
-    try:
-        with io.BytesIO(content) as file, Image.open(file, formats=DECODERS) as image:
-            kind = f"{image.format}{_jpeg_quality(getattr(image, 'quantization', None))}"
-            changes = ["first frames of several"] if getattr(image, "n_frames", 1) > 1 else []
-            if image_size:
-                image.draft(None, (2 * image_size, 2 * image_size))  # JPEG: decode no larger than needed
-            upright = ImageOps.exif_transpose(image)
-            plain = {"1": "L", "L": "L", "P": "RGB", "RGB": "RGB"}.get(image.mode)
-            if "transparency" in image.info or not plain:
-                if colour == "auto":
-                    what = "has transparency" if plain else f"is of mode {image.mode}, not grey (L) or RGB"
-                    return None, _Decoded(None, problem=f"it {what}", needs_colour=True)
-                upright, done = _plain(upright)
-                changes.append(done)
-            wanted = {"auto": plain, "rgb": "RGB", "grey": "L"}[colour]
-            if colour != "auto" and (plain or upright.mode) != wanted:
-                changes.append(f"made {colour}")
-            pixels = to_array(upright.convert(wanted), image_size)
-            return pixels, _Decoded(pixels.shape, kind=kind, changes=tuple(changes))
-    except UnidentifiedImageError:
-        start = content.lstrip()[:1]
-        what = "is empty" if not content else "is text, HTML or the like" if start in (b"<", b"{") else "is none"
-        return None, _Decoded(None, problem=f"it {what}: pictures of {', '.join(DECODERS)} are read")
-    except Exception as error:  # PIL has a dozen kinds
-        return None, _Decoded(None, problem=str(error) or type(error).__name__)
+def _decode_all(path: Path, files: Iterable[tuple], image_size: int | None, colour: str, kept: Path) -> tuple:
+    """What was decoded, by place; all folders; and the parts in their order."""
+    found, folders, parts, total, row = {}, set(), [], 0, 0
+    for part in parts_of(_chunks(files, folders), image_size, colour, kept):
+        for name, one in zip(part.names, part.decoded, strict=True):
+            found[PurePosixPath(name).parts] = one._replace(row=row)
+            row += one.shape is not None
+            total += prod(one.shape or [0])
+        if total > MAX_TOTAL_BYTES:
+            raise ValueError(f"pictures in {path} take over {MAX_TOTAL_BYTES} bytes; give an image_size")
+        parts.append(part)
+    return found, folders, parts
 
 
-def _plain(image) -> tuple:
-    """A PIL picture of an unusual mode as L or RGB, and what was done.
-
-    Raises: ValueError for a mode whose black and white nobody knows.
-    """
-    from PIL import Image, ImageCms
-
-    if image.mode.startswith("I"):  # 16 bits, which PIL's own conversion would cut off at 255
-        values = np.asarray(image).astype(np.int64)
-        if values.min() < 0 or values.max() > 65535:
-            raise ValueError(f"mode {image.mode} holds {values.min()} … {values.max()}; 0 … 65535 can be scaled")
-        return Image.fromarray(np.rint(values / 257).astype(np.uint8)), "scaled from 16 bits"
-    if image.mode == "F":
-        raise ValueError("mode F holds floats, whose black and white nobody knows: scale them to 8 bits first")
-    if image.mode == "CMYK":
-        if profile := image.info.get("icc_profile"):
-            with contextlib.suppress(ImageCms.PyCMSError, OSError):
-                own = ImageCms.ImageCmsProfile(io.BytesIO(profile))
-                srgb = ImageCms.createProfile("sRGB")
-                return ImageCms.profileToProfile(image, own, srgb, outputMode="RGB"), "from CMYK by their profile"
-        return image.convert("RGB"), "from CMYK without a profile"
-    if "transparency" in image.info or image.mode in ("RGBA", "LA", "PA", "RGBa", "La"):
-        behind = Image.new("RGBA", image.size, BACKGROUND)
-        return Image.alpha_composite(behind, image.convert("RGBA")).convert("RGB"), f"laid on {BACKGROUND}"
-    return image.convert("RGB"), f"from {image.mode}"
+def _chunks(files: Iterable[tuple], folders: set[tuple]) -> Iterator[tuple[list[tuple[str, bytes]], bool]]:
+    """Some of the files at a time, and whether more may follow; the folders are added to `folders`."""
+    some, size = [], 0
+    for name, content in files:
+        place = PurePosixPath(name).parts
+        folder = place if content is None else place[:-1]
+        if not any(map(is_hidden, folder)):
+            folders.add(folder)
+        if content is not None and not any(map(is_hidden, place)):
+            some.append((name, content))
+            size += len(content)
+        if len(some) >= PART_FILES or size >= PART_BYTES:
+            yield some, True
+            some, size = [], 0
+    if some:
+        yield some, False
 
 
-def to_array(image, image_size: int | None) -> np.ndarray:
-    """A PIL picture as (C, H, W); with image_size its central square, resized by an antialiased bilinear filter."""
-    from PIL import Image, ImageOps
-
-    if image_size:
-        image = ImageOps.fit(image, (image_size, image_size), Image.Resampling.BILINEAR)
-    return np.atleast_3d(np.asarray(image)).transpose(2, 0, 1)
-
-
-def _jpeg_quality(tables: dict | None) -> str:
-    """The quality a JPEG was written with, told from its luminance table, which libjpeg scales from a standard one.
-
-    Source: ITU-T T.81, table K.1 (its 64 entries sum to 3688), and libjpeg's jpeg_quality_scaling.
-    """
-    if not tables:
-        return ""  # no JPEG
-    percent = 100 * sum(tables[0]) / 3688
-    return f" quality {round(100 - percent / 2 if percent <= 100 else 5000 / percent)}"
-
-
-def _arrange(path: Path, found: dict[tuple, _Decoded], folders: set[tuple]) -> tuple:
+def _arrange(path: Path, found: dict[tuple, Decoded], folders: set[tuple]) -> tuple:
     """Read classes and splits from where the pictures lie."""
     reach = max([0, *map(len, found), *(len(place) + 1 for place in folders)])
     skip, tops = 0, {place[0] for place in folders if place}
@@ -366,7 +269,7 @@ def _splits(path: Path, tops: set[str], is_deep: bool) -> dict[str, int]:
     return split
 
 
-def _by_list(path: Path, found: dict[tuple, _Decoded], given: dict[str, str], labels: Path | None) -> tuple:
+def _by_list(path: Path, found: dict[tuple, Decoded], given: dict[str, str], labels: Path | None) -> tuple:
     """The pictures that a list of labels names, by their place or, where all lies in one folder, below that."""
     skip = 0
     tops = {place[0] for place in found if len(place) > 1}
@@ -383,7 +286,7 @@ def _by_list(path: Path, found: dict[tuple, _Decoded], given: dict[str, str], la
     return _told(path, found, places, [given[file] for file in files], np.zeros(0, np.int8))
 
 
-def _check_decoded(path: Path, found: dict[tuple, _Decoded], places: list[tuple]) -> None:
+def _check_decoded(path: Path, found: dict[tuple, Decoded], places: list[tuple]) -> None:
     """Refuse pictures that cannot be used, or do not go together."""
     bad = [place for place in places if found[place].shape is None]
     if bad:
@@ -410,7 +313,7 @@ def _check_decoded(path: Path, found: dict[tuple, _Decoded], places: list[tuple]
     raise ValueError(f"sizes differ: {sizes}; give image_size to make them equal")
 
 
-def _told(path: Path, found: dict[tuple, _Decoded], places: list[tuple], classes: list[str], part: np.ndarray) -> tuple:
+def _told(path: Path, found: dict[tuple, Decoded], places: list[tuple], classes: list[str], part: np.ndarray) -> tuple:
     """Shape and rows of the pictures among the frames, labels, split, class names and note."""
     names = sorted(set(classes))
     if len(names) < 2:

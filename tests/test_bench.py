@@ -1,3 +1,4 @@
+import os
 import time
 from itertools import islice
 
@@ -14,6 +15,7 @@ from benchmarks import (
     faster,
     import_time,
     inference,
+    many_pictures,
     training_step,
 )
 from resnet_lib import train
@@ -271,6 +273,15 @@ def test_batch_norm_is_timed_unfolded_folded_and_left_out_and_folding_keeps_the_
 
 def test_importing_the_library_is_measured_in_a_fresh_process():
     assert 0 < import_time.import_s() < 10
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="needs Linux's count of a process's own memory")
+def test_many_pictures_are_loaded_and_trained_on_and_their_memory_is_counted():
+    held = "kept = bytearray(200 << 20); loaded = time.perf_counter(); time.sleep(0.3)"
+    idle, full = (many_pictures.memory(work) for work in (many_pictures.IDLE, held))
+    assert 190 < (full["own"] - idle["own"]) / 1024 < 250 and full["all"] >= full["own"]
+    (table,) = many_pictures.run(quick=True)
+    assert len(table.targets) == 3 and all(target.reached for target in table.targets) and "3,000 JPEGs" in table.title
 
 
 def test_an_unknown_benchmark_is_refused_with_the_known_ones(capsys):

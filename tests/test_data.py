@@ -23,6 +23,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from resnet_lib import archives, data, pictures
+from resnet_lib import decoding as decoders
 
 DIGITS = load_digits()
 
@@ -396,7 +397,7 @@ def test_the_second_load_reads_the_cache_and_is_equal(tmp_path, cache, monkeypat
     path = write_tar(tmp_path / "a.tar", tree())
     first = load(path)
     (kept,) = cache.iterdir()
-    monkeypatch.setattr(pictures, "_decode", None)  # any decoding would fail now
+    monkeypatch.setattr(pictures, "parts_of", None)  # any decoding would fail now
     second = load(path)
     assert same(first, second) and first.note == second.note and first.class_names == second.class_names
     assert sorted(path.name for path in kept.iterdir()) == ["about.npz", "images.npy"]
@@ -421,8 +422,8 @@ def test_many_pictures_lie_in_files_and_are_the_same_data(tmp_path, monkeypatch)
     path = write_tar(tmp_path / "a.tar", tree(mode="RGB"))
     first = load(path)
     monkeypatch.setattr(data, "LARGE", 100)
-    monkeypatch.setattr(pictures, "IN_MEMORY", 100)
-    monkeypatch.setattr(pictures, "CHUNK", 7)
+    monkeypatch.setattr(pictures, "PART_FILES", 7)
+    monkeypatch.setattr(pictures, "CHUNK", 7 * 192)
     monkeypatch.setenv("RESNET_LIB_CACHE", str(tmp_path / "other"))
     for _ in range(2):  # decoded, and from the cache
         mapped = load(path)
@@ -502,6 +503,98 @@ data.load({str(path)!r}, progress=False, val_fraction=0.25)
     else:
         assert run.returncode < 0 and [file.suffix for file in cache.iterdir()] == [".partial"]
     assert len(load(path).test) == 6
+
+
+# ---------------------------------------- decoding in parts
+
+DECODING = """
+import os, signal, sys
+from pathlib import Path
+from resnet_lib import data, decoding, pictures
+pictures.PART_FILES, decoding.ALONE, stop = 7, int(sys.argv[2]), int(sys.argv[3])
+path, seen, own = sys.argv[1], [], pictures.parts_of
+def watched(*arguments):
+    for part in own(*arguments):
+        seen.append(isinstance(part.pixels, Path))
+        if len(seen) == stop:
+            os.kill(os.getpid(), signal.SIGKILL)
+        yield part
+pictures.parts_of = watched
+found = data.load(path, progress=False, val_fraction=0.25)
+print(found.fingerprint, found.note, len(seen), sum(seen))
+"""
+
+
+def decoding(path, alone=99, stop=0):
+    """A process that decodes 7 files at a time, by itself up to `alone` parts, and is killed at the part `stop`."""
+    call = [sys.executable, "-c", DECODING, str(path), str(alone), str(stop)]
+    return subprocess.Popen(call, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def killed(path):
+    with decoding(path, stop=3) as process:
+        process.communicate()
+    return process.returncode < 0
+
+
+@pytest.mark.skipif(os.name == "nt", reason="needs SIGKILL")
+def test_a_killed_decoding_goes_on_from_its_finished_parts_unless_the_source_has_changed(tmp_path, cache, monkeypatch):
+    files = tree(mode="RGB")
+    path = write_tar(tmp_path / "a.tar", files)
+    assert killed(path)
+    (partial,) = cache.iterdir()
+    assert sorted(file.name for file in partial.iterdir()) == ["000000.npz", "000001.npz", "000002.npz"]
+    (partial / "000001.npz").write_bytes((partial / "000001.npz").read_bytes()[:-200])  # half-written, say
+    made, own = [], decoders._decode
+    monkeypatch.setattr(pictures, "PART_FILES", 7)
+    monkeypatch.setattr(decoders, "ALONE", 99)
+    monkeypatch.setattr(decoders, "_decode", lambda *arguments: made.append(1) or own(*arguments))
+    resumed = load(path)
+    assert len(made) == 30 - 2 * 7, "two parts were whole; the damaged one and the rest are decoded"
+    assert [file.suffix for file in cache.iterdir()] == [""], "what was partial has gone"
+    whole = load(path, root=tmp_path / "other")
+    assert same(resumed, whole) and resumed.note == whole.note and len(made) == 16 + 30
+
+    assert killed(path := write_tar(tmp_path / "b.tar", files | {"one/x.png": picture(3, "RGB")}))
+    write_tar(path, files | {"one/x.png": picture(4, "RGB")})  # the same names, other pictures
+    made.clear()
+    load(path)
+    assert len(made) == 31
+
+
+def test_two_processes_that_decode_the_same_pictures_at_once_both_have_them_whole(tmp_path, cache):
+    path = write_zip(tmp_path / "a.zip", tree(40, mode="RGB"))
+    both = [decoding(path), decoding(path, alone=2)]  # one by itself, one with helpers
+    found = []
+    for process in both:
+        out, errors = process.communicate()
+        assert process.returncode == 0, errors
+        found.append(out.split(" 18 ")[0])
+    expected = load(path, root=tmp_path / "other")
+    assert found == [f"{expected.fingerprint} {expected.note}"] * 2
+    assert len(list(cache.iterdir())) == 1
+
+
+def test_parts_that_another_process_has_cleared_away_are_not_missed(tmp_path, cache, monkeypatch):
+    path, own = write_zip(tmp_path / "a.zip", tree()), pictures._kept
+    expected = load(path, root=tmp_path / "other")
+    monkeypatch.setattr(pictures, "PART_FILES", 7)
+
+    def slower(folder, *arguments):
+        monkeypatch.setattr(pictures, "_kept", own)
+        load(path)  # another that began as early, and is done
+        assert not folder.with_suffix(".partial").exists()
+        return own(folder, *arguments)
+
+    monkeypatch.setattr(pictures, "_kept", slower)
+    assert same(load(path), expected) and len(list(cache.iterdir())) == 1
+
+
+def test_a_source_that_is_refused_leaves_nothing_in_the_cache(tmp_path, cache, monkeypatch):
+    monkeypatch.setattr(pictures, "PART_FILES", 7)
+    with pytest.raises(ValueError, match="cannot use two/03.png"):
+        load(write_zip(tmp_path / "a.zip", tree() | {"two/03.png": b"no picture"}))
+    assert not list(cache.iterdir())
 
 
 # ---------------------------------------- bad input

@@ -65,7 +65,7 @@ class PerImage(torch.utils.data.Dataset):
 
     def __init__(self, split: data.Split):
         self.split = split
-        steps = [v2.RandomCrop(split.images.shape[-1], reach_of(split.images)), v2.RandomHorizontalFlip()]
+        steps = [v2.RandomCrop(split.images.shape[-2:], reach_of(split.images)), v2.RandomHorizontalFlip()]
         self.transform = v2.Compose([*steps, v2.ToDtype(torch.float32, scale=True)])
 
     def __len__(self):

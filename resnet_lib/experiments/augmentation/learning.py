@@ -71,7 +71,7 @@ def world_of(s, name: str) -> data.Dataset:
     if name == "main":
         return s.pictures
     made = (
-        photographs(s.facts["shape"][-1], min(s.facts["train"], PHOTOGRAPHS))
+        photographs(min(s.facts["shape"][1:]), min(s.facts["train"], PHOTOGRAPHS))
         if name == "photographs"
         else digits(s.val_fraction)
     )
@@ -126,11 +126,11 @@ def corrupt(kind: str, images: torch.Tensor, severity: float, generator) -> torc
         case "noise":
             return augment.noise(images, 0.1 * severity, generator)
         case "blur":
-            return augment.blur(images, severity * images.shape[-1] / 20)
+            return augment.blur(images, severity * min(images.shape[-2:]) / 20)
         case "shear":
             return augment.shear(images, 15 * severity * sign(), 0.0)
         case "hole":
-            return augment.cutout(images, max(1, round(severity * images.shape[-1] / 4)), 0.0, generator)
+            return augment.cutout(images, max(1, round(severity * min(images.shape[-2:]) / 4)), 0.0, generator)
     raise ValueError(f"kind={kind!r} is unknown")
 
 

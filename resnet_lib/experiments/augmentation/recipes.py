@@ -18,8 +18,8 @@ def seeded_generator(seed: int = 0, device="cpu") -> torch.Generator:
 
 
 def reach_of(images: torch.Tensor) -> int:
-    """Pixels that a crop shifts by at most: an eighth of the picture, 4 on pictures of 32."""
-    return max(1, images.shape[-1] // 8)
+    """Pixels that a crop shifts by at most: an eighth of the shorter side, 4 on pictures of 32."""
+    return max(1, min(images.shape[-2:]) // 8)
 
 
 def change(name: str, images: torch.Tensor, generator, seed: int = 0, epoch: int = 0) -> torch.Tensor:
@@ -28,7 +28,7 @@ def change(name: str, images: torch.Tensor, generator, seed: int = 0, epoch: int
         case "crop":
             return augment.random_crop(images, reach_of(images), generator)
         case "crop, one draw":
-            return v2.RandomCrop(images.shape[-1], reach_of(images))(images)  # on a batch: one for all
+            return v2.RandomCrop(images.shape[-2:], reach_of(images))(images)  # on a batch: one for all
         case "flip":
             return augment.random_flip(images, 0.5, generator)
         case "rotation":
@@ -40,7 +40,7 @@ def change(name: str, images: torch.Tensor, generator, seed: int = 0, epoch: int
         case "noise":
             return augment.noise(images, (0.0, 0.1), generator)
         case "cutout":
-            return augment.cutout(images, images.shape[-1] // 2, generator=generator)
+            return augment.cutout(images, min(images.shape[-2:]) // 2, generator=generator)
         case "trivial":
             return augment.trivial_augment(images, generator=generator)
         case "alternating":
@@ -143,8 +143,9 @@ def stretched(dataset: data.Dataset, images: torch.Tensor, labels: torch.Tensor)
 def refuse(s) -> None:
     """Refuse at once, not after an hour, a depth that fits no network, or pictures too small to be changed."""
     resnets.cifar_config(s.depth)
-    if s.facts["shape"][-1] < 8:
-        raise ValueError(f"pictures of {s.facts['shape'][-1]} pixels are too small: 8 or more")
+    _, height, width = s.facts["shape"]
+    if min(height, width) < 8:
+        raise ValueError(f"pictures of {width}×{height} pixels are too small: 8 or more along each side")
 
 
 def refuse_standard(s) -> None:

@@ -18,21 +18,22 @@ MEASURES = {"frechet": "Fréchet distance", "variety": "variety"}
 
 
 class SkipGenerator(nn.Module):
-    """Noise (N, 64) → (N, colours, side, side), doubling a small map; optionally with output skips.
+    """Noise (N, 64) → (N, colours, height, breadth), square where only the height is given; by doubling a small map; optionally with output skips.
 
     Source:  Karras et al. 2020, arXiv:1912.04958, figure 7. Departs: averages maps, so that no parameter is added.
     """
 
-    def __init__(self, with_skips: bool, width: int, colours: int, side: int):
+    def __init__(self, with_skips: bool, width: int, colours: int, height: int, breadth: int = 0):
         super().__init__()
-        doublings = doublings_to(side)
-        self.with_skips, self.start = with_skips, side >> doublings
-        self.first = nn.Linear(NOISE, width * self.start**2)
+        sides = (height, breadth or height)
+        doublings = doublings_to(min(sides))
+        self.with_skips, self.start = with_skips, tuple(side >> doublings for side in sides)
+        self.first = nn.Linear(NOISE, width * math.prod(self.start))
         self.levels = nn.ModuleList(level(width, width) for _ in range(doublings + 1))
         self.head = blocks.conv1x1(width, colours, bias=True)
 
     def forward(self, noise: torch.Tensor) -> torch.Tensor:
-        x = self.first(noise).unflatten(1, (-1, self.start, self.start))
+        x = self.first(noise).unflatten(1, (-1, *self.start))
         maps = []
         for k, one in enumerate(self.levels):
             x = one(F.interpolate(x, scale_factor=2) if k else x)
@@ -60,9 +61,9 @@ def gan(s, kind: str, seed: int = 0) -> list[dict]:
     """Train one generator; its losses, its scores, and of the first seed eight pictures. Or score a null."""
     if kind in NULLS:
         return [{"what": "null"} | null_scores(s, kind)]
-    colours, side, _ = s.facts["shape"]
+    colours, height, breadth = s.facts["shape"]
     with train.seeded(seed):
-        maker = SkipGenerator(kind == "with skips", 2 * s.widths[0], colours, side).to(s.device)
+        maker = SkipGenerator(kind == "with skips", 2 * s.widths[0], colours, height, breadth).to(s.device)
         critic = PatchDiscriminator(colours).to(s.device)
 
     def given(images, generator):
@@ -137,9 +138,9 @@ def draw_figure(rows, s):
 
 
 def _runs(s):
-    side = s.facts["shape"][1]
+    _, height, breadth = s.facts["shape"]
     shape(s)
-    unet.refuse_indivisible(side, side, 2 ** doublings_to(side))
+    unet.refuse_indivisible(height, breadth, 2 ** doublings_to(min(height, breadth)))
     resnets.cifar_config(s.judge_depth)
     return conditions(kind=KINDS, seed=s.seeds) + conditions(kind=NULLS)
 

@@ -21,12 +21,14 @@ NAMES = dict(zip(ARMS, ("default", "plain", "batch_norm"), strict=True))  # in t
 def predicted_decades(widths, side, convolutions, with_skips, norm="none", gain=2.0):
     """log10 of the gradient's norm at each unit over the last's, in the order in which the units run.
 
-    Args: widths: channels at each resolution, finest first; side: of the picture, in pixels; convolutions: a level;
-        gain: fan-out times the variance of a convolution's weights, which a norm cancels.
+    Args: widths: channels at each resolution, finest first; side: of a square picture, in pixels, or its
+        height and width; convolutions: a level; gain: fan-out times the variance of a convolution's weights, which a norm cancels.
     """
 
+    sides = (side, side) if isinstance(side, int) else tuple(side)
+
     def factor(k):  # of the squared norm, from a unit's output at level k to its input
-        return 1 / (1 - 1 / math.pi) if norm == "batch" else gain / 2 * (1 - 2 / (3 * (side >> k))) ** 2
+        return 1 / (1 - 1 / math.pi) if norm == "batch" else gain / 2 * math.prod(1 - 2 / (3 * (n >> k)) for n in sides)
 
     def narrowed(k):  # at the first unit of level k, which widens what comes from above
         return 1.0 if norm == "batch" else widths[k - 1] / widths[k]
@@ -124,7 +126,7 @@ def table(rows, s):
 
 
 def draw(rows, s):
-    many, last, side = max(s.init_convolutions), len(s.widths) - 1, s.facts["shape"][-1]
+    many, last, side = max(s.init_convolutions), len(s.widths) - 1, s.facts["shape"][1:]
     with plots.figure(3, 1, height=7.2, sharex=True) as (_, axes):
         for ax, (arm, (_, norm, gain)) in zip(axes, ARMS.items(), strict=True):
             plots.lines(ax, at_depth(rows, s, "norm", arm), "unit", "decades", by="kind", colours=COLOURS)

@@ -19,8 +19,8 @@ SCORES = ("psnr", "ssim", "psnr_silenced", "psnr_seen")
 
 def arms(s) -> dict[str, dict]:
     """What each arm changes of the U-Net: no skip, each alone by the side of its map, all."""
-    side, levels = s.facts["shape"][-1], len(s.widths) - 1
-    alone = {f"only {side >> k}×{side >> k}": {"skips": (k,)} for k in range(levels)}
+    (_, height, width), levels = s.facts["shape"], len(s.widths) - 1
+    alone = {f"only {width >> k}×{height >> k}": {"skips": (k,)} for k in range(levels)}
     return {"no skip": {"skips": ()}} | alone | {"all skips": {"skips": None}}
 
 

@@ -65,10 +65,10 @@ def kept_bytes(step) -> int:
 
 def ladder(s, batch: int) -> list[dict]:
     """Seconds of a training step on every rung, in turn; its FLOPs, and what it keeps in memory."""
-    known, side = rungs(s.device), s.facts["shape"][-1]
+    known, (_, height, width) = rungs(s.device), s.facts["shape"]
     refused = {rung: why_not(s, rung) for rung in known}
     calls = {
-        rung: training_step(lambda: whole_network(s), *noise(s, batch, side), s.device, *known[rung])
+        rung: training_step(lambda: whole_network(s), *noise(s, batch, height, width), s.device, *known[rung])
         for rung in known
         if not refused[rung]
     }

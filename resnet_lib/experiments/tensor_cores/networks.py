@@ -24,10 +24,10 @@ def small_network(s):
     return resnets.ResNet(resnets.ResNetConfig((1, 1, 1), widths, **shape_of(s)))
 
 
-def noise(s, batch: int, side: int) -> tuple[Tensor, Tensor]:
-    """Random pictures and labels: time depends on shapes, not on values."""
+def noise(s, batch: int, height: int, width: int = 0) -> tuple[Tensor, Tensor]:
+    """Random pictures, square where only the height is given, and labels: time depends on shapes, not on values."""
     draw = torch.Generator().manual_seed(0)
-    pixels = torch.randn(batch, s.facts["shape"][0], side, side, generator=draw)
+    pixels = torch.randn(batch, s.facts["shape"][0], height, width or height, generator=draw)
     return pixels, torch.randint(s.facts["classes"], (batch,), generator=draw)
 
 

@@ -53,9 +53,10 @@ class Counted(TorchDispatchMode):
 
 def by_batch(s, number: int) -> list[dict]:
     """Seconds of a training step for every batch size, in turn, and the number of its operations."""
-    side = s.facts["shape"][-1]
+    _, height, width = s.facts["shape"]
     calls = {
-        str(b): training_step(lambda: whole_network(s), *noise(s, b, side), s.device, last=True) for b in s.batches
+        str(b): training_step(lambda: whole_network(s), *noise(s, b, height, width), s.device, last=True)
+        for b in s.batches
     }
     rows = bench.compare(calls, rounds=s.rounds, number=number)
     with Counted() as counted:
