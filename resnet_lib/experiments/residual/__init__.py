@@ -34,7 +34,7 @@ def answer(e):
     he = better_or_worse(e["gradients/he_init_gain"], "helps", "hurts", "changes nothing that shows")
     return f"""\
 **The gain of a layer decides whether gradients survive; the addition is one way among others to set it.**
-It saves {e["gradients/default_init_gain"]} of gradient (a decade is a factor of ten) under PyTorch's default weights, gains {e["gradients/batch_norm_gain"]} beside batch norm, and {he} under He's weights without it: {e["gradients/he_init_gain"]}.
+It saves {e["gradients/default_init_gain"]} of gradient under PyTorch's default weights, gains {e["gradients/batch_norm_gain"]} beside batch norm, and {he} under He's weights without it: {e["gradients/he_init_gain"]}.
 What it does buy is depth: towards the deepest network the training error changes by {e["degradation/plain_change"]} without the addition and by {e["degradation/residual_change"]} with it.
 """
 

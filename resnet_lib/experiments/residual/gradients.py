@@ -125,7 +125,7 @@ def draw(rows, s):
 
 def draw_front(rows, s):
     """The same in a row, for the first screen."""
-    with plots.figure(1, 3, height=2.5, width=7.6, sharex=True) as (_, axes):
+    with plots.figure(1, 3, height=2.2, width=7.6, sharex=True) as (_, axes):
         _curves(axes, rows, s)
         axes[1].legend(loc="upper right", fontsize=9)
         axes[0].set_ylabel("gradient, decades")

@@ -22,7 +22,8 @@ def predicted_decades(widths, side, convolutions, with_skips, norm="none", gain=
     """log10 of the gradient's norm at each unit over the last's, in the order in which the units run.
 
     Args: widths: channels at each resolution, finest first; side: of a square picture, in pixels, or its
-        height and width; convolutions: a level; gain: fan-out times the variance of a convolution's weights, which a norm cancels.
+        height and width; convolutions: a level; gain: fan-out times the variance of a convolution's weights,
+        which a norm cancels.
     """
 
     sides = (side, side) if isinstance(side, int) else tuple(side)

@@ -163,6 +163,10 @@ def finding(rows, s, e):
     )
 
 
+def _short(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.2g}"
+
+
 def table(rows, s):
     top, memory, wanted = peaks(rows), bandwidth(rows), measures(rows, s)
     shown = []
@@ -183,8 +187,8 @@ def table(rows, s):
         {
             "form": "format",
             "core": "on Tensor Cores",
-            "peak": ("ceiling, GFLOP/s", ",.0f"),
-            "ridge": ("ceiling over memory, FLOP/byte", ".1f"),
+            "peak": ("ceiling, GFLOP/s", _short),
+            "ridge": ("ceiling over memory, FLOP/byte", _short),
             "large": f"side {large(s)}, over fp32",
             "small": f"side {RULED['product_sides']}, over fp32",
             "conv": "convolution, over fp32",
