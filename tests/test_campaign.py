@@ -12,7 +12,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from resnet_lib import devices, records, stats, steps
+from resnet_lib import devices, paths, records, stats, steps
 from resnet_lib.experiments.residual import UNIT
 from resnet_lib.study import Experiment
 from resnet_lib.sweep import conditions
@@ -47,7 +47,7 @@ LAST = replace(SLOW, name="last")
 def three(monkeypatch, tmp_path):
     """A chapter of three experiments, the second of which fails."""
     MADE.clear()
-    monkeypatch.setenv("RESNET_LIB_CACHE", "")  # a campaign sets it, and monkeypatch sets it back
+    monkeypatch.setenv("RESNET_LIB_CACHE", str(tmp_path / "usual"))
     monkeypatch.setattr(measure, "experiments_of", lambda chapter: (SLOW, BROKEN, LAST))
     monkeypatch.setattr(campaign, "FIRST", ())
     monkeypatch.setattr(campaign, "THEN", ("residual",))
@@ -131,6 +131,24 @@ def test_a_killed_call_loses_nothing(tmp_path):
     assert len(again) == 30 and all(again[name] == when // 10**9 for name, when in kept.items())
 
 
+def test_decoded_pictures_outlive_a_campaign_and_serve_the_next(monkeypatch, tmp_path):
+    usual, folder = tmp_path / "usual", tmp_path / "a.work"
+    monkeypatch.setenv("RESNET_LIB_CACHE", str(usual))
+    folder.mkdir()
+    with campaign.cache_in(folder):
+        assert paths.cache_folder() == folder
+        for name in ("pictures-1", "pictures-2.77.partial", "runs"):
+            (folder / name).mkdir()
+    assert paths.cache_folder() == usual and [path.name for path in usual.iterdir()] == ["pictures-1"]
+    (usual / "runs").mkdir()
+    again = tmp_path / "b.work"
+    again.mkdir()
+    with campaign.cache_in(again):
+        assert [path.name for path in again.iterdir()] == ["pictures-1"] and (again / "pictures-1").is_dir()
+    campaign.shutil.rmtree(again)
+    assert (usual / "pictures-1").is_dir(), "what was lent is not the campaign's to remove"
+
+
 def test_an_archive_too_big_leaves_out_the_finished_runs_and_says_so(tmp_path, monkeypatch):
     folder = tmp_path / "work"
     (folder / "runs").mkdir(parents=True)
@@ -170,6 +188,7 @@ def test_tiny_runs_are_many_enough_or_long_enough(monkeypatch):
     monkeypatch.setattr(campaign, "TRIED_S", 2 * SLEEP)
     seconds, runs = campaign.tiny_seconds("residual", many, "cpu")
     assert 1 <= runs < 50 and seconds >= runs * SLEEP
+    monkeypatch.setattr(campaign, "TRIED_S", 600)
     assert campaign.tiny_seconds("residual", SLOW, "cpu")[1] == 2
 
 

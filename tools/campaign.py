@@ -20,7 +20,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from resnet_lib.paths import write_atomically
+from resnet_lib.paths import cache_folder, write_atomically
 from tools import measure
 from tools.chapters import ROOT, command
 
@@ -91,6 +91,29 @@ def unpack(archive: Path, folder: Path) -> dict:
         raise ValueError(f"{archive} is no whole archive of a campaign: {error}; name another file") from error
 
 
+@contextlib.contextmanager
+def cache_in(folder: Path) -> Iterator[None]:
+    """Inside, runs are kept in `folder`; decoded pictures come from the usual cache, and new ones are handed on to it.
+
+    They take long to decode, and are no part of the archive.
+    """
+    usual, before = cache_folder(), os.environ.get("RESNET_LIB_CACHE")
+    for entry in usual.glob("pictures-*"):
+        with contextlib.suppress(OSError):  # it is there, or there are no links
+            (folder / entry.name).symlink_to(entry.absolute())
+    os.environ["RESNET_LIB_CACHE"] = str(folder)
+    try:
+        yield
+    finally:
+        os.environ.pop("RESNET_LIB_CACHE")
+        os.environ |= {"RESNET_LIB_CACHE": before} if before is not None else {}
+        for entry in folder.glob("pictures-*"):
+            if not entry.is_symlink() and "." not in entry.name:  # one that was being written
+                with contextlib.suppress(OSError):  # another disk, or not to be written
+                    usual.mkdir(parents=True, exist_ok=True)
+                    entry.rename(usual / entry.name)
+
+
 def pack(archive: Path, folder: Path, summary: dict) -> None:
     """Write the archive whole or not at all; without the finished runs where it would be too big with them."""
     names = ["records", "runs", "summary.json"]
@@ -153,11 +176,10 @@ def run(
     say: Callable[..., object] = print,
 ) -> None:
     """Measure in order until all is done or the clock reads `at`; the summary tells what was done, failed, is left."""
-    os.environ["RESNET_LIB_CACHE"] = str(folder)
     done, failed, left = (summary[name] for name in ("done", "failed", "left"))
     studies = {}
     try:
-        with deadline(at):
+        with cache_in(folder), deadline(at):
             for chapter, name in pairs:
                 key = f"{chapter}/{name}"
                 if key in done:
