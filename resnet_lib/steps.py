@@ -197,9 +197,8 @@ class Stepper:
 
     def _parts(self) -> list[list[Tensor]]:
         """All that a step changes: weights, buffers, the optimizer's memory."""
-        moments = [value for values in self.optimizer.state.values() for value in values.values()]
-        weights = [p.detach() for p in self.model.parameters()]
-        return [weights, [*self.model.buffers()], [value for value in moments if isinstance(value, Tensor)]]
+        moments = [v for values in self.optimizer.state.values() for v in values.values() if isinstance(v, Tensor)]
+        return [[p.detach() for p in self.model.parameters()], [*self.model.buffers()], moments]
 
     def _state(self) -> list[list[Tensor]]:
         random = [generator.get_state() for generator in (self.generator, self.graphs.generator)]

@@ -95,7 +95,7 @@ def unpack(archive: Path, folder: Path) -> dict:
 def cache_in(folder: Path) -> Iterator[None]:
     """Inside, runs are kept in `folder`; decoded pictures come from the usual cache, and new ones are handed on to it.
 
-    They take long to decode, and are no part of the archive.
+    They take long to decode, and are no part of the archive. A decoding that the end of the minutes cuts off is lost.
     """
     usual, before = cache_folder(), os.environ.get("RESNET_LIB_CACHE")
     for entry in usual.glob("pictures-*"):
