@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from resnet_lib import ceilings, checkpoints, devices, precision
+from resnet_lib import ceilings, checkpoints, devices, precision, steps
 from resnet_lib.data import Dataset, Split
 
 Task = Callable[[nn.Module, Tensor, Tensor, torch.Generator], dict[str, Tensor]]
@@ -94,15 +94,17 @@ class Diverged(ArithmeticError):
 
 @dataclass(frozen=True)
 class Fit:
-    """What `fit` returns: one row per epoch, and the trained network."""
+    """What `fit` returns: one row per epoch, the trained network, and how its steps were taken."""
 
     rows: list[dict]
     model: nn.Module
+    steps: str = ""  # "captured: …" or "eager: …", and why
 
 
 def classification(label_smoothing: float = 0.0) -> Task:
     """The task of naming the class: cross-entropy loss, and error = the share of wrong first guesses."""
 
+    @steps.repeatable
     def task(model: nn.Module, images: Tensor, labels: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
         logits = model(images).float()
         smoothing = label_smoothing if model.training else 0.0
@@ -121,6 +123,8 @@ def recording(task: Task, losses: list[Tensor]) -> Task:
             losses.append(measured["loss"].detach())
         return measured
 
+    # a step replayed from a graph runs no Python: `fit` computes the task inside, and appends after it
+    recorded.inside, recorded.after_step = task, lambda measured: losses.append(measured["loss"])
     return recorded
 
 
@@ -142,6 +146,8 @@ def fit(
     statistics and compiled code, so its images wait for another epoch's permutation.
     The seed decides initial weights, order and augmentation; on a CPU the same seed gives bit-identical weights
     (for a fixed number of threads). Global random state is left as it was.
+    On an NVIDIA GPU the steps of a task that is `steps.repeatable` are replayed from a CUDA graph where that is
+    quicker, with the same results within rounding; inside an epoch nothing waits for the GPU.
 
     Args:
         network: makes a network with fresh weights; or one network, trained in place.
@@ -173,7 +179,8 @@ def fit(
         rows = checkpoints.restore(path, recipe, state) if path else []
         if path and not rows:
             checkpoints.save(path, recipe, state, rows)  # a file that cannot be written shows now, not after an hour
-        epochs = _epochs(state, dataset, config, int(seed), task, augmentation, rows, progress)
+        step = _stepper(state, task, config, device)
+        epochs = _epochs(state, step, dataset, config, int(seed), task, augmentation, rows, progress)
         try:
             for row in epochs:
                 rows.append(row)
@@ -183,7 +190,7 @@ def fit(
             if on_divergence == "raise":
                 raise
             rows.append(failure.row)
-    return Fit(rows, _judged(state))
+    return Fit(rows, _judged(state), step.how)
 
 
 def _start(network: Callable[[], nn.Module] | nn.Module, config: TrainConfig, device: torch.device) -> dict:
@@ -207,6 +214,7 @@ def _judged(state: dict) -> nn.Module:
 
 def _epochs(
     state: dict,
+    step: steps.Stepper,
     dataset: Dataset,
     config: TrainConfig,
     seed: int,
@@ -222,22 +230,22 @@ def _epochs(
     device = next(state["model"].parameters()).device
     batches = Batches(dataset, dataset.train, config, device, augmentation)
     val_batches = Batches(dataset, dataset.val, config, device)
-    forward = torch.compile(state["model"]) if config.compile else state["model"]
-    steps = len(dataset.train) // config.batch_size
+    count, after_step = len(dataset.train) // config.batch_size, getattr(task, "after_step", lambda measured: None)
     time_s = before[-1]["time_s"] if before else 0.0
-    with progress_bar(config.epochs * steps, f"{dataset.name} seed {seed}", progress) as bar:
-        bar.update(len(before) * steps)
+    with progress_bar(config.epochs * count, f"{dataset.name} seed {seed}", progress) as bar:
+        bar.update(len(before) * count)
         for epoch in range(len(before), config.epochs):
             devices.synchronise(device)
             started = time.perf_counter()
-            row, last = {"seed": seed, "epoch": epoch + 1}, (epoch + 1) * steps
-            row |= {"step": last, "learning_rate": lr_at(last - 1, config.epochs * steps, config), "diverged": False}
+            row, last = {"seed": seed, "epoch": epoch + 1}, (epoch + 1) * count
+            row |= {"step": last, "learning_rate": lr_at(last - 1, config.epochs * count, config), "diverged": False}
+            step.generator.manual_seed(stream(seed, epoch, 1))
             try:
-                history = _train(state, forward, batches, task, config, seed, epoch, bar.update)
+                history = _train(step, batches, config, seed, epoch, after_step, lambda measured: bar.update())
                 devices.synchronise(device)
                 elapsed = time.perf_counter() - started
                 row |= {f"train_{n}": torch.stack([h[n] for h in history]).double().mean().item() for n in history[0]}
-                _check_steps(state["scaler"], last, config.epochs * steps, row["learning_rate"])
+                _check_steps(state["scaler"], last, config.epochs * count, row["learning_rate"])
                 measured = _evaluate(_judged(state), val_batches, task, config.precision)
                 if not math.isfinite(measured["loss"]):
                     raise Diverged(f"the validation loss became {measured['loss']}", last - 1, row["learning_rate"])
@@ -252,26 +260,11 @@ def _epochs(
             yield row
 
 
-def _train(
-    state: dict,
-    forward: nn.Module,
-    batches: "Batches",
-    task: Task,
-    config: TrainConfig,
-    seed: int,
-    epoch: int,
-    done: Callable[[], object],
-) -> list[dict[str, Tensor]]:
-    """What the task measured in each step of one epoch."""
-    model, optimizer, scaler, device = state["model"], state["optimizer"], state["scaler"], batches.device
-    generator = torch.Generator(device).manual_seed(stream(seed, epoch, 1))
-    steps = len(batches.labels) // config.batch_size
-    check_every = 1 if device.type == "cpu" else 50  # reading a loss from a GPU stops its queue
-    history: list[dict[str, Tensor]] = []
-    for images, labels in batches.training(seed, epoch):
-        learning_rate = lr_at(epoch * steps + len(history), config.epochs * steps, config)
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate
+def _stepper(state: dict, task: Task, config: TrainConfig, device: torch.device) -> steps.Stepper:
+    model, optimizer, scaler, generator = state["model"], state["optimizer"], state["scaler"], torch.Generator(device)
+    forward, task = torch.compile(model) if config.compile else model, getattr(task, "inside", task)
+
+    def take(images: Tensor, labels: Tensor) -> dict[str, Tensor]:
         with precision.autocast(config.precision, device):
             measured = task(forward, images, labels, generator)
         optimizer.zero_grad(set_to_none=True)
@@ -283,10 +276,27 @@ def _train(
         scaler.update()
         if "average" in state:
             state["average"].update_parameters(model)
-        history.append({name: value.detach() for name, value in measured.items()})
-        if len(history) % check_every == 0 or len(history) == steps:
-            _check_finite(history, check_every, epoch * steps, config.epochs * steps, config)
-        done()
+        return {name: value.detach() for name, value in measured.items()}
+
+    shape = (config.optimizer, config.precision, f"clip_norm={config.clip_norm}", f"nhwc={config.channels_last}")
+    why = steps.why_eager(task, model, config, device)
+    return steps.Stepper(take, model, optimizer, generator, why, shape)
+
+
+def _train(
+    step: steps.Stepper, batches: "Batches", config: TrainConfig, seed: int, epoch: int, *told: Callable
+) -> list[dict[str, Tensor]]:
+    """What the task measured in each step of one epoch."""
+    count = len(batches.labels) // config.batch_size
+    first, total = epoch * count, config.epochs * count
+    check_every = 1 if batches.device.type == "cpu" else count  # reading a loss from a GPU stops its queue
+    history: list[dict[str, Tensor]] = []
+    for images, labels in batches.training(seed, epoch):
+        history.append(step(images, labels, lr_at(first + len(history), total, config)))
+        for tell in told:
+            tell(history[-1])
+        if len(history) % check_every == 0:
+            _check_finite(history, check_every, first, total, config)
     return history
 
 

@@ -12,12 +12,12 @@ from dataclasses import replace
 import pytest
 import torch
 
-from resnet_lib import records, stats
+from resnet_lib import devices, paths, records, stats, steps
 from resnet_lib.experiments.residual import UNIT
 from resnet_lib.study import Experiment
 from resnet_lib.sweep import conditions
 from tests.conftest import ROOT
-from tools import campaign, measure
+from tools import campaign, measure, seeds
 
 SLEEP = 0.2  # seconds of a run
 MADE = []
@@ -47,7 +47,7 @@ LAST = replace(SLOW, name="last")
 def three(monkeypatch, tmp_path):
     """A chapter of three experiments, the second of which fails."""
     MADE.clear()
-    monkeypatch.setenv("RESNET_LIB_CACHE", "")  # a campaign sets it, and monkeypatch sets it back
+    monkeypatch.setenv("RESNET_LIB_CACHE", str(tmp_path / "usual"))
     monkeypatch.setattr(measure, "experiments_of", lambda chapter: (SLOW, BROKEN, LAST))
     monkeypatch.setattr(campaign, "FIRST", ())
     monkeypatch.setattr(campaign, "THEN", ("residual",))
@@ -131,6 +131,24 @@ def test_a_killed_call_loses_nothing(tmp_path):
     assert len(again) == 30 and all(again[name] == when // 10**9 for name, when in kept.items())
 
 
+def test_decoded_pictures_outlive_a_campaign_and_serve_the_next(monkeypatch, tmp_path):
+    usual, folder = tmp_path / "usual", tmp_path / "a.work"
+    monkeypatch.setenv("RESNET_LIB_CACHE", str(usual))
+    folder.mkdir()
+    with campaign.cache_in(folder):
+        assert paths.cache_folder() == folder
+        for name in ("pictures-1", "pictures-2.77.partial", "runs"):
+            (folder / name).mkdir()
+    assert paths.cache_folder() == usual and [path.name for path in usual.iterdir()] == ["pictures-1"]
+    (usual / "runs").mkdir()
+    again = tmp_path / "b.work"
+    again.mkdir()
+    with campaign.cache_in(again):
+        assert [path.name for path in again.iterdir()] == ["pictures-1"] and (again / "pictures-1").is_dir()
+    campaign.shutil.rmtree(again)
+    assert (usual / "pictures-1").is_dir(), "what was lent is not the campaign's to remove"
+
+
 def test_an_archive_too_big_leaves_out_the_finished_runs_and_says_so(tmp_path, monkeypatch):
     folder = tmp_path / "work"
     (folder / "runs").mkdir(parents=True)
@@ -164,10 +182,55 @@ def test_records_are_collected_where_their_code_is_this_code(tmp_path, monkeypat
         campaign.collect(archive, tmp_path / "kept")
 
 
+def test_tiny_runs_are_many_enough_or_long_enough(monkeypatch):
+    monkeypatch.setattr(measure, "experiments_of", lambda chapter: (SLOW,))
+    many = replace(SLOW, conditions=lambda s: conditions(seed=range(50)))
+    monkeypatch.setattr(campaign, "TRIED_S", 2 * SLEEP)
+    seconds, runs = campaign.tiny_seconds("residual", many, "cpu")
+    assert 1 <= runs < 50 and seconds >= runs * SLEEP
+    monkeypatch.setattr(campaign, "TRIED_S", 600)
+    assert campaign.tiny_seconds("residual", SLOW, "cpu")[1] == 2
+
+
+def test_on_a_gpu_the_number_of_processes_is_measured_once_and_kept(monkeypatch):
+    """The comparison is real, of tiny trainings on the CPU; only the GPU's name is made up."""
+    given = []
+
+    def compare(device):
+        given.append(device)
+        return real("cpu", 2, seeds.TINY)
+
+    real = seeds.compare
+    monkeypatch.setattr(seeds, "compare", compare)
+    monkeypatch.setattr(devices, "choose", lambda name: torch.device(name))
+    monkeypatch.setattr(devices, "describe", lambda device: {"name": "a GPU"})
+    summary, far = {"done": {}, "failed": {}, "left": {}}, time.monotonic() + 600
+    assert campaign.best_jobs(summary, "cpu", far) == 1 and given == []
+    assert campaign.best_jobs(summary, "cuda", time.monotonic() + 5) == 1 and given == [], "no time for it"
+    jobs = campaign.best_jobs(summary, "cuda", far)
+    assert jobs in (1, 2) and summary["ways"]["costs"]["in turn"] == 2
+    again = json.loads(json.dumps(summary))
+    assert campaign.best_jobs(again, "cuda", far) == jobs and given == ["cuda"]
+    assert next(campaign.report(summary)).startswith("seeds   2 seeds of a ResNet-8 at batch 4 cost")
+    monkeypatch.setattr(campaign, "WAYS_S", 0.5)  # on another GPU, where it takes too long
+    monkeypatch.setattr(devices, "describe", lambda device: {"name": "another GPU"})
+    assert campaign.best_jobs(summary, "cuda", far) == 1 and "OutOfTime" in summary["ways"]["text"]
+
+
+def test_how_steps_were_taken_is_told(monkeypatch):
+    choice = steps.Choice(True, "a step takes 4 ms, replayed 1 ms")
+    monkeypatch.setattr(steps, "CHOICES", {("cuda", "ResNet(\n  (conv1)", "", "sgd", "(128, 3, 32, 32)"): choice})
+    summary = {"done": {}, "failed": {}, "left": {}}
+    campaign.note_steps(summary)
+    campaign.note_steps(summary)
+    told = "steps   ResNet, batch (128, 3, 32, 32): captured: a step takes 4 ms, replayed 1 ms"
+    assert list(campaign.report(summary)) == [told]
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        (["--minutes", "0"], "--minutes 0.0 must be above 0, and --jobs 1 at least 1"),
+        (["--minutes", "0"], "--minutes 0.0 must be above 0, and --jobs 0 not below 0"),
         (["--only", "residual/nothing"], "no experiment residual/nothing; there are tensor_cores/throughput"),
         (["--set", "seeds"], "--set seeds: write NAME=VALUE"),
         (["--set", "sedes=3"], "has a parameter 'sedes'"),

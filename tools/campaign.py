@@ -20,7 +20,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from resnet_lib.paths import write_atomically
+from resnet_lib.paths import cache_folder, write_atomically
 from tools import measure
 from tools.chapters import ROOT, command
 
@@ -38,11 +38,17 @@ FIRST = (  # what only such a machine can tell, the most wanted first
 )
 THEN = ("residual", "resnet", "skip", "batch_norm", "augmentation", "tensor_cores")  # what is left of each
 RESERVED_S = 15  # for packing
+TRIED_S = 10  # of runs at an experiment's tiny size, after which it is known to work
+WAYS_S = 120  # what a comparison of ways to train several seeds may take
 MOST_BYTES = 16 * 2**20
 
 
 class OutOfTime(BaseException):
     """The minutes are over; no guard of an experiment may take it for a failure."""
+
+
+class Tried(BaseException):
+    """Enough tiny runs were made."""
 
 
 def order() -> list[tuple[str, str]]:
@@ -85,6 +91,29 @@ def unpack(archive: Path, folder: Path) -> dict:
         raise ValueError(f"{archive} is no whole archive of a campaign: {error}; name another file") from error
 
 
+@contextlib.contextmanager
+def cache_in(folder: Path) -> Iterator[None]:
+    """Inside, runs are kept in `folder`; decoded pictures come from the usual cache, and new ones are handed on to it.
+
+    They take long to decode, and are no part of the archive. A decoding that the end of the minutes cuts off is lost.
+    """
+    usual, before = cache_folder(), os.environ.get("RESNET_LIB_CACHE")
+    for entry in usual.glob("pictures-*"):
+        with contextlib.suppress(OSError):  # it is there, or there are no links
+            (folder / entry.name).symlink_to(entry.absolute())
+    os.environ["RESNET_LIB_CACHE"] = str(folder)
+    try:
+        yield
+    finally:
+        os.environ.pop("RESNET_LIB_CACHE")
+        os.environ |= {"RESNET_LIB_CACHE": before} if before is not None else {}
+        for entry in folder.glob("pictures-*"):
+            if not entry.is_symlink() and "." not in entry.name:  # one that was being written
+                with contextlib.suppress(OSError):  # another disk, or not to be written
+                    usual.mkdir(parents=True, exist_ok=True)
+                    entry.rename(usual / entry.name)
+
+
 def pack(archive: Path, folder: Path, summary: dict) -> None:
     """Write the archive whole or not at all; without the finished runs where it would be too big with them."""
     names = ["records", "runs", "summary.json"]
@@ -114,6 +143,8 @@ def write_summary(folder: Path, summary: dict) -> None:
 def tiny_seconds(chapter: str, experiment, device: str) -> tuple[float, int]:
     """Seconds and runs of an experiment at its tiny size on the device: whether it works there, and what a run takes.
 
+    An experiment of many runs is stopped after TRIED_S: on a slow device even tiny ones would cost the minutes.
+
     Raises: whatever fails.
     """
     known, _ = measure.parameters_of(chapter)
@@ -121,7 +152,14 @@ def tiny_seconds(chapter: str, experiment, device: str) -> tuple[float, int]:
     values = {"seeds": 2, "device": device, "profile": "tiny", "resume": False} | before | experiment.tiny
     study = measure.open_study(chapter, known, {name: value for name, value in values.items() if name in known})
     started = time.monotonic()
-    study.measure(experiment)
+
+    def before_run() -> None:
+        if study.finished and time.monotonic() > started + TRIED_S:
+            raise Tried
+
+    study.before_run = before_run
+    with contextlib.suppress(Tried):
+        study.measure(experiment)
     return time.monotonic() - started, len(study.finished)
 
 
@@ -138,11 +176,10 @@ def run(
     say: Callable[..., object] = print,
 ) -> None:
     """Measure in order until all is done or the clock reads `at`; the summary tells what was done, failed, is left."""
-    os.environ["RESNET_LIB_CACHE"] = str(folder)
     done, failed, left = (summary[name] for name in ("done", "failed", "left"))
     studies = {}
     try:
-        with deadline(at):
+        with cache_in(folder), deadline(at):
             for chapter, name in pairs:
                 key = f"{chapter}/{name}"
                 if key in done:
@@ -164,6 +201,7 @@ def run(
                     study.before_run = lambda here=left[key], time_left=at: told(here, time_left)
                     with measure.helped(chapter, [] if experiment.timed else [name], study.values, jobs):
                         study.measure(experiment)
+                    note_steps(summary)
                     record = study.made[name]
                     done[key] = {"rows": len(record.rows), "runs_s": round(record.wall_s, 1), "notes": record.notes}
                     failed.pop(key, None)
@@ -189,6 +227,42 @@ def told(here: dict, at: float) -> None:
         raise OutOfTime
 
 
+def best_jobs(summary: dict, device: str, at: float, say: Callable[..., object] = print) -> int:
+    """How many processes share runs that are no timings: on a GPU as many as were measured best, on a CPU one.
+
+    The summary keeps what was measured, for this call and the next ones; where that failed it keeps the reason.
+    """
+    from resnet_lib import devices
+    from tools import seeds
+
+    chosen = devices.choose(device)
+    if chosen.type != "cuda":
+        return 1
+    name = devices.describe(chosen)["name"]
+    if summary.get("ways", {}).get("device") != name:
+        limit = time.monotonic() + WAYS_S
+        if limit > at:
+            return 1
+        try:
+            with deadline(limit):
+                summary["ways"] = seeds.compare(device) | {"device": name}
+        except (OutOfTime, Exception) as error:
+            why = f"how best to train several seeds was not found out: {type(error).__name__}: {error}"
+            summary["ways"] = {"device": name, "jobs": 1, "text": why}
+        say(summary["ways"]["text"], flush=True)
+    return summary["ways"]["jobs"]
+
+
+def note_steps(summary: dict) -> None:
+    """Keep how training steps were taken in this process: captured or eager, and why, a line a shape."""
+    from resnet_lib import steps
+
+    for key, choice in steps.CHOICES.items():
+        _, network, *_, batch = key
+        line = f"{network.partition('(')[0]}, batch {batch}: {choice}"
+        summary["steps"] = list(dict.fromkeys([*summary.get("steps", []), line]))
+
+
 def free_memory() -> None:
     """What a failure, running out of memory say, leaves behind must not cost the next experiment."""
     import gc
@@ -203,6 +277,9 @@ def free_memory() -> None:
 
 def report(summary: dict) -> Iterator[str]:
     """The summary in lines for a reader."""
+    if "ways" in summary:
+        yield f"seeds   {summary['ways']['text']}"
+    yield from (f"steps   {line}" for line in summary.get("steps", []))
     for key, facts in summary["done"].items():
         yield f"done    {key}: {facts['rows']} rows, {facts['runs_s']} s of runs"
         yield from (f"        not measured: {note}" for note in facts["notes"])
@@ -258,7 +335,13 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--profile", default="full", help="whose settings (default: full)")
     parser.add_argument("--dataset", default="", help="in place of the profile's, say an archive of pictures")
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="of all chapters that have it")
-    parser.add_argument("--jobs", type=int, default=1, help="processes that share runs which are no timings")
+    parser.add_argument(
+        "--jobs",
+        type=int,
+        default=0,
+        help="processes that share runs which are no timings (default:"
+        " on a GPU what is measured to be best, on a CPU 1)",
+    )
     parser.add_argument("--archive", type=Path, default=Path("campaign.tar.xz"), help="to go on from, and to write")
     parser.add_argument("--only", nargs="+", default=[], metavar="CHAPTER/EXPERIMENT", help="these, in this order")
     parser.add_argument("--collect", action="store_true", help="bring its records into records/")
@@ -267,8 +350,8 @@ def main(arguments: list[str] | None = None) -> int:
         if options.collect:
             print("\n".join(collect(options.archive, ROOT / "records")))
             return 0
-        if not options.minutes > 0 or options.jobs < 1:
-            raise ValueError(f"--minutes {options.minutes} must be above 0, and --jobs {options.jobs} at least 1")
+        if not options.minutes > 0 or options.jobs < 0:
+            raise ValueError(f"--minutes {options.minutes} must be above 0, and --jobs {options.jobs} not below 0")
         if bad := [text for text in options.set if "=" not in text]:
             raise ValueError(f"--set {bad[0]}: write NAME=VALUE")
         known = order()
@@ -284,7 +367,8 @@ def main(arguments: list[str] | None = None) -> int:
         at = started + 60 * options.minutes - RESERVED_S
         signal.signal(signal.SIGTERM, signal.default_int_handler)
         try:
-            how = {"device": options.device, "profile": options.profile, "jobs": options.jobs}
+            jobs = options.jobs or best_jobs(summary, options.device, at)
+            how = {"device": options.device, "profile": options.profile, "jobs": jobs}
             run(pairs, folder, summary, **how, settings=settings, at=at)
         finally:  # after Ctrl-C too
             pack(archive, folder, summary)
