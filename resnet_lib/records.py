@@ -35,6 +35,7 @@ class Record:
     rules: dict[str, str] = field(default_factory=dict)  # measure → hash of the rule that was to judge it
     attested: list[dict] = field(default_factory=list)  # other code that gives the same rows: commit, date, how, code
     wall_s: float = 0.0  # seconds that the runs took, one after the other
+    checked: list[dict] = field(default_factory=list)  # by tools.recheck: date, commit, machine, how, why not
     notes: list[str] = field(default_factory=list)  # what could not be measured, and why
 
     def __post_init__(self):

@@ -1,5 +1,6 @@
 """A chapter's run: each experiment is declared once, then measured, recorded, grown, shown and judged alike."""
 
+import functools
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -175,7 +176,7 @@ class Study:
         known = [_rows_of(condition, base.rows if base else []) for condition in wanted]
         environment = records.environment(devices.describe(self.device))
         missing = [condition for condition, rows in zip(wanted, known, strict=True) if not rows]
-        fresh = self._run(experiment, missing, code, facts, environment["device"]["name"])
+        fresh = self._run(experiment, missing, code, facts, records.machine(environment["device"]))
         wall_s = (base.wall_s if base else 0.0) + sum(rows[0]["run_s"] for rows in fresh if rows)
         made = [*(base.made if base else []), *([environment] if fresh or not base else [])]
         mark = {"made": len(made) - 1} if len(made) > 1 else {}
@@ -194,24 +195,41 @@ class Study:
         self, experiment: Experiment, missing: list[dict], code: dict, facts: dict, device: str
     ) -> list[list[dict]]:
         """The rows of each condition, from this process, the cache, or a run."""
-
-        def function(**condition) -> list[dict]:
-            # a run gets what was chosen through its condition, so that experiments which choose otherwise share it
-            s = self._settings(experiment, {})
-            s.pictures = self._of_seed(condition.get("seed", 0))
-            return experiment.run(s, **condition)
-
+        function = functools.partial(self._one, experiment, {})
         function.__name__ = experiment.name
         recipe = {
             "code": code,
             "settings": records.as_stored([{name: self.values[name] for name in experiment.settings}])[0],
             "data": [facts["fingerprint"], facts["test"], facts.get("splits")],
-            "device": device,
+            "device": device,  # with its instruction set, which decides the last digits
             "torch": torch.__version__,
         }
         with precision.number_format(self.values.get("number_format", "fp32")):  # PyTorch's default allows some TF32
             how = {"resume": self.values["resume"], "finished": self.finished, "before": self.before_run}
             return sweep.run(function, missing, recipe=recipe, **how)
+
+    def _one(self, experiment: Experiment, settings: dict, **condition) -> list[dict]:
+        """One run. What was chosen comes by its condition, so that experiments which choose otherwise share it."""
+        s = self._settings(experiment, settings)
+        s.pictures = self._of_seed(condition.get("seed", 0))
+        return experiment.run(s, **condition)
+
+    def again(self, experiment: Experiment, record: records.Record) -> tuple[list[dict], list[dict], list[list[dict]]]:
+        """A record's cheapest run: its rows there, those of the same run made now, and the recorded ones of all seeds.
+
+        Of a record whose seeds shared one split, only the first seed's runs can be made again.
+        """
+        wanted = experiment.conditions(self._settings(experiment, record.settings))
+        known = [(condition, _rows_of(condition, record.rows)) for condition in wanted]
+        known = [(condition, rows) for condition, rows in known if rows]
+        able = [one for one in known if "splits" in record.data or not one[0].get("seed")]
+        condition, recorded = min(able, key=lambda one: one[1][0].get("run_s", 0.0))
+        with precision.number_format(record.settings.get("number_format", "fp32")):
+            made = self._one(experiment, record.settings, **condition)
+        made = [condition | row for row in made]
+        alike = {name: value for name, value in condition.items() if name != "seed"}
+        siblings = [rows for other, rows in known if alike.items() <= other.items() and len(rows) == len(recorded)]
+        return recorded, records.as_stored(row for row in made if self._keeps(experiment, row)), siblings
 
     def _of_seed(self, seed: int) -> data.Dataset:
         """The pictures as a seed splits them: what chance does to the choice of pictures belongs into an interval."""

@@ -176,7 +176,15 @@ def hardware(record: records.Record) -> str:
     return f"{machines}; torch {versions}; {data['name']}{size}{shared}; profile {record.profile}{dirty}"
 
 
+def checked(record: records.Record) -> str:
+    """Whether the record's cheapest run still came out so when it was last made again."""
+    if not record.checked:
+        return "not yet made again"
+    last = record.checked[-1]
+    return f"{'disagrees' if last['why'] else 'agrees'} when made again ({last['date']})"
+
+
 def places(used: Sequence[records.Record]) -> str:
     """Where and when records were made, in sentences."""
-    found = dict.fromkeys(f"{hardware(r)}; {r.made[0]['date']}" for r in used)
+    found = dict.fromkeys(f"{hardware(r)}; {r.made[0]['date']}; {checked(r)}" for r in used)
     return "; ".join(found) or "not yet measured"
