@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from resnet_lib import claims, records
+from resnet_lib.parameters import declared_in
 from tools import measure, readme
-from tools.chapters import ROOT, check, declared, read, read_profile, toc_chapters
+from tools.chapters import ROOT, check, read, read_profile, toc_chapters
 
 NO_JUPYTER = """
 import sys
@@ -86,7 +87,7 @@ def test_a_wrong_word_is_answered_with_what_there_is(arguments, words, capsys):
 def test_a_profile_sets_declared_parameters_of_their_type(path):
     chapters = {chapter.stem: chapter for chapter in toc_chapters()}
     values = read_profile(path)
-    check(values, declared(read(chapters[path.stem])), path.stem)
+    check(values, declared_in(read(chapters[path.stem])), path.stem)
     assert values["profile"] == path.parent.name, "a record is filed under its profile's own name"
     assert values["seeds"] >= 3
 

@@ -9,6 +9,7 @@ import time
 
 import pytest
 
+from resnet_lib.parameters import declared_in
 from tests.conftest import ROOT, cell, chapter, write_notebook
 from tools import chapters, plan, script
 
@@ -211,7 +212,7 @@ def test_a_profile_line_that_yaml_readers_disagree_on_is_refused_with_its_line(t
 
 def test_every_profile_sets_only_parameters_that_its_chapter_declares():
     for path in (ROOT / "profiles").glob("*/*.yml"):
-        declared = chapters.declared(chapters.read(ROOT / "chapters" / f"{path.stem}.ipynb"))
+        declared = declared_in(chapters.read(ROOT / "chapters" / f"{path.stem}.ipynb"))
         chapters.check(chapters.read_profile(path), declared, f"{path}")
 
 
@@ -242,7 +243,7 @@ def test_a_script_names_the_cell_that_failed_and_refuses_bad_parameters(tmp_path
 
 def test_paths_of_a_command_line_are_relative_to_where_the_user_stands(tmp_path, monkeypatch):
     source = 'dataset: str = "digits"\nrecords_to: str = ""'
-    known = chapters.declared({"cells": [cell(source, "parameters", "parameters")]})
+    known = declared_in({"cells": [cell(source, "parameters", "parameters")]})
     monkeypatch.chdir(tmp_path)
     for name in ("pictures.zip", "digits"):
         (tmp_path / name).write_text("")

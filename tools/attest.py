@@ -17,8 +17,9 @@ import tempfile
 from dataclasses import replace
 from pathlib import Path
 
+from resnet_lib.parameters import declared_in
 from tools import measure
-from tools.chapters import ROOT, command, declared, read
+from tools.chapters import ROOT, command, read
 
 TIMES = re.compile(r"(^|_)(s|ms|us|made)$|^time_")  # columns that two runs of the same code do not share
 HOW = "tiny rows at the commit that made the record and at this one, on one machine: identical, times aside"
@@ -34,7 +35,7 @@ def tiny(experiments: tuple) -> dict:
 
 def settings_at(folder: Path, chapter: str, values: dict) -> list[tuple[str, str]]:
     """Of these values, those that the chapter declares in a checkout, as a command line takes them."""
-    known = declared(read(folder / "chapters" / f"{chapter}.ipynb"))
+    known = declared_in(read(folder / "chapters" / f"{chapter}.ipynb"))
     return [
         (name, value if isinstance(value, str) else json.dumps(value))
         for name, value in values.items()
@@ -157,7 +158,7 @@ def both(folder: Path, chapter: str, commit: str, experiments: tuple, today: dic
     try:
         values = tiny(experiments)
         # before a chapter had this parameter, it trained in what the instruction set names
-        has_format = "number_format" in declared(read(tree / "chapters" / f"{chapter}.ipynb"))
+        has_format = "number_format" in declared_in(read(tree / "chapters" / f"{chapter}.ipynb"))
         auto = precision.reported(devices.choose("cpu"))
         values["number_format"] = "fp32" if has_format else auto
         before = rows_at(tree, chapter, values, folder / f"{commit}-before")

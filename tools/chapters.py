@@ -7,10 +7,9 @@ import re
 import sys
 from pathlib import Path
 
-from resnet_lib.parameters import Parameter, declared_in, problem_with
+from resnet_lib.parameters import Parameter, problem_with
 
 ROOT = Path(__file__).resolve().parents[1]
-declared = declared_in  # of a notebook as `read` gives it
 
 
 def command(module: str, text: str | None) -> argparse.ArgumentParser:

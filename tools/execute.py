@@ -13,8 +13,9 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from resnet_lib.parameters import declared_in
 from tools import measure
-from tools.chapters import ROOT, command, declared, read
+from tools.chapters import ROOT, command, read
 from tools.display import Display, summary
 from tools.plan import Job, changes, ingredients_of, plan
 from tools.runner import Runner, kernel_environment
@@ -32,7 +33,7 @@ def execute(
     """Run the jobs and print one table; the exit code is 0, 1 if a chapter failed, 130 after Ctrl-C."""
     start, cores = time.perf_counter(), os.cpu_count() or 1
     # chapters that only show what others recorded come after those, where a run records anything
-    reads = [profile != "smoke" and "records_to" not in declared(read(job.source)) for job in jobs]
+    reads = [profile != "smoke" and "records_to" not in declared_in(read(job.source)) for job in jobs]
     waves = [[job for job, last in zip(jobs, reads, strict=True) if last == wave] for wave in (False, True)]
     display = Display(jobs)
     runner = Runner(root, timeout_s, display.log)

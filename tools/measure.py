@@ -13,7 +13,8 @@ import traceback
 from collections.abc import Iterator
 from pathlib import Path
 
-from tools.chapters import ROOT, check, command, declared, parse_settings, read, read_profile
+from resnet_lib.parameters import declared_in
+from tools.chapters import ROOT, check, command, parse_settings, read, read_profile
 
 
 def experiments_of(chapter: str) -> tuple:
@@ -43,7 +44,7 @@ def parameters_of(chapter: str, profile: str = "smoke", settings: list[tuple[str
 
     Raises: ValueError for an unknown profile or parameter, or a value of the wrong type.
     """
-    known = declared(read(ROOT / "chapters" / f"{chapter}.ipynb"))
+    known = declared_in(read(ROOT / "chapters" / f"{chapter}.ipynb"))
     path = ROOT / "profiles" / profile / f"{chapter}.yml"
     if profile != "smoke" and not path.is_file():
         raise ValueError(f"profile {profile!r} has no file for chapter {chapter!r}: {path} is missing")
@@ -83,16 +84,19 @@ def helped(chapter: str, names: list[str], values: dict, jobs: int) -> Iterator[
             helper.wait()
 
 
-def measure(chapter: str, names: list[str], known: dict, values: dict, jobs: int = 1, saves: bool = True):
+def measure(
+    chapter: str, names: list[str], known: dict, values: dict, jobs: int = 1, saves: bool = True, before_run=None
+):
     """Measure the experiments named, with what they need; a record each as soon as it is done.
 
     Args: jobs: processes that share the runs. Times are taken last, by this process alone.
+        before_run: called before each run of this process; what it raises stops there.
     Returns: the study, in whose `made` the records are.
     """
     wanted = chosen(experiments_of(chapter), names)
     shared = [experiment for experiment in wanted if not experiment.timed]
     study = open_study(chapter, known, values | ({"resume": True} if jobs > 1 else {}))
-    study.saves = saves
+    study.saves, study.before_run = saves, before_run
     if jobs > 1:
         with helped(chapter, [one.name for one in shared], values | {"resume": True}, jobs):
             told(study, shared)

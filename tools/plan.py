@@ -9,9 +9,10 @@ from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 
+from resnet_lib.parameters import declared_in
 from resnet_lib.paths import digest
 from resnet_lib.pictures import listing
-from tools.chapters import check, code_cells, declared, parse_settings, read, read_profile, toc_chapters
+from tools.chapters import check, code_cells, parse_settings, read, read_profile, toc_chapters
 
 EXECUTORS = ("papermill", "nbclient", "ipykernel")
 
@@ -79,7 +80,7 @@ def plan(
     folder = output or root / "_build" / "executed" / profile
     jobs = []
     for name in names:
-        parameters = declared(read(known[name]))
+        parameters = declared_in(read(known[name]))
         path = root / "profiles" / profile / f"{name}.yml"
         values = {}
         if profile != "smoke" and parameters:
@@ -124,7 +125,7 @@ def ingredients_of(job: Job, root: Path, profile: str) -> dict[str, str]:
     packages = [requirement.split(">")[0] for requirement in project["dependencies"]]
     notebook = read(job.source)
     everything = set((root / "records").glob("**/*.json"))
-    if "records_to" in declared(notebook):
+    if "records_to" in declared_in(notebook):
         own = set((root / "records" / job.chapter).glob("*.json"))
         everything = {path for path in own if profile == "smoke" or f".{profile}." not in path.name}
     return {

@@ -11,7 +11,8 @@ import traceback
 import types
 from pathlib import Path
 
-from tools.chapters import ROOT, check, code_cells, command, declared, parse_settings, read, read_profile, tags
+from resnet_lib.parameters import declared_in
+from tools.chapters import ROOT, check, code_cells, command, parse_settings, read, read_profile, tags
 
 
 def run(path: Path, parameters: dict, only_measurements: bool = False, log=sys.stderr) -> dict:
@@ -22,7 +23,7 @@ def run(path: Path, parameters: dict, only_measurements: bool = False, log=sys.s
     Raises:  whatever a cell raises, with a note that names the cell.
     """
     notebook = read(path)
-    check(parameters, declared(notebook), path.stem)
+    check(parameters, declared_in(notebook), path.stem)
     cells = [cell for cell in code_cells(notebook) if not (only_measurements and "present" in tags(cell))]
     main, before = types.ModuleType("__main__"), sys.modules["__main__"]
     sys.modules["__main__"] = main  # dataclasses and pickle look the namespace up by its name
@@ -60,7 +61,7 @@ def main(arguments: list[str] | None = None) -> int:
     os.environ.setdefault("MPLBACKEND", "Agg")
     try:
         parameters = read_profile(options.file) if options.file else {}
-        known = declared(read(options.chapter))
+        known = declared_in(read(options.chapter))
         parameters |= parse_settings(options.parameter, known)
         check(parameters, known, options.chapter.stem)
     except (OSError, ValueError) as error:
