@@ -53,6 +53,14 @@ def test_open_main_tests_of_a_profile_come_the_cheapest_first_and_those_without_
     assert "no planned number of seeds decides it here (n=3)" in decide.told(found[2])
 
 
+def test_a_claim_that_has_failed_already_needs_no_minutes(published, monkeypatch):
+    published.append(record("failed", -3.0, -2.0, wall_s=1))
+    (claim,) = verdicts.of_chapter("made")
+    whole = replace(claim, needs="all", tests=(*claim.tests, test("failed")))
+    monkeypatch.setattr(verdicts, "of_chapter", lambda chapter: [whole])
+    assert decide.opened("cpu") == []
+
+
 def test_runs_of_other_code_are_counted_as_still_to_be_made(published, monkeypatch):
     monkeypatch.setattr(verdicts, "stale_reasons", lambda record: ["train.fit has changed"])
     assert decide.opened("cpu")[0].seconds == pytest.approx(30 / 3 * 12)

@@ -3,7 +3,7 @@
 python -m tools.decide --profile cpu --minutes 60 --set dataset=pictures.tar.xz --set records_to=records
 
 A test that is open gets as many seeds as would decide it, if its mean and its spread stay: the next of the planned
-looks. What no number of seeds decides at these settings is named. Finished runs are kept, so that the next call goes on.
+looks. What no number of seeds decides at these settings is named. Finished runs are kept: the next call goes on.
 """
 
 import math
@@ -34,7 +34,7 @@ class OutOfTime(Exception):
 
 
 def opened(profile: str) -> list[Open]:
-    """The open main tests of the published records of a profile, the cheapest first; those without hope last."""
+    """The main tests that leave a claim open in a profile's records, the cheapest first; those without hope last."""
     from resnet_lib import claims, records, verdicts
 
     found = []
@@ -42,8 +42,9 @@ def opened(profile: str) -> list[Open]:
         of_chapter = records.published(chapter)
         evidence, strongest = claims.evidence(of_chapter), records.strongest(of_chapter)
         for claim in verdicts.of_chapter(chapter):
-            outcomes = claims.judge(claim, evidence).outcomes
-            for test in claim.tests:
+            verdict = claims.judge(claim, evidence)
+            outcomes = verdict.outcomes
+            for test in claim.tests if verdict.word != "no" else ():  # one part that fails is enough
                 record = strongest.get(test.measure.split("/")[0])
                 if test.role == "main" and outcomes[test.measure] == "undecided" and record.profile == profile:
                     found.append(_open(claim.id, test, evidence[test.measure], record))
