@@ -114,6 +114,9 @@ def hundredths(*axes) -> None:
 
 def log_axis(axis, values) -> None:
     """Ticks at 1, 2 and 5 times powers of ten, or at powers of ten alone where there would be many."""
+    values = [v for v in values if 0 < v < math.inf]
+    if not values:
+        return
     low, high = (math.floor(math.log10(v)) for v in (min(values), max(values)))
     leading = (1, 2, 5) if high - low < 3 else (1,)
     ticks = [m * 10.0**e for e in range(low, high + 2) for m in leading]
