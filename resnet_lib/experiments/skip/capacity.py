@@ -127,22 +127,23 @@ def table(rows, s):
     return page.table(shown, {"kind": "skips", "rate": "its best rate", "accuracy": "random labels learnt by heart"})
 
 
-def draw(rows, s):
+def draw_figure(rows, s):
     tried = [r for r in rows if r["seed"] == CHOOSING_SEED]
     with plots.figure(height=3) as (_, ax):
         plots.lines(ax, tried, "rate", "accuracy", by="kind", colours=COLOURS, marker=True)
         for row in counted(rows):
             ax.plot(row["rate"], row["accuracy"], "o", color=COLOURS[row["kind"]], mfc="white", ms=8, alpha=0.8)
         ax.axhline(1 / s.facts["classes"], color="grey", linestyle=":")
-        ax.set(xlabel="learning rate", xscale="log", ylabel="share learnt by heart", ylim=(0, 1.02))
+        ax.set(xlabel="learning rate", xscale="log", ylabel="labels learnt\nby heart, %", ylim=(0, 1.02))
+        plots.hundredths(ax.yaxis)
         rates = sorted({r["rate"] for r in tried})
         ax.set_xticks(rates, [f"{rate:g}" for rate in rates])
         ax.set_xticks([], minor=True)
         ax.legend()
-    mean = " and ".join(f"{r['mean']:.2f} {r['kind']}" for r in stats.summarise(counted(rows), "accuracy", ("kind",)))
+    gained = stats.paired_rows(counted(rows), "accuracy", "kind", "with skips", "without", unit="accuracy")
     return (
-        f"Share of the random labels that the networks know: {mean}. Line: the seed that chose the rate. "
-        "Circles: the others, at that rate. Dotted: guessing."
+        f"At equal parameters skips {page.trend(gained, 'raise', 'lower', 'do not clearly change')} the share of "
+        "random labels learnt by heart. Lines: the seed that chose the rate. Circles: the others, at that rate. Dotted: guessing."
     )
 
 
@@ -156,7 +157,7 @@ CAPACITY = replace(
     conditions=_both,
     estimates=estimates,
     finding=finding,
-    figure=draw,
+    figure=draw_figure,
     alt="Share of random labels learnt by heart against the learning rates tried, with and without skips; a line for the "
     "seed that chose the rate, and a circle for each of the other seeds at the chosen rate; a dotted line marks guessing.",
     table=table,

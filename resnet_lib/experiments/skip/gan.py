@@ -113,17 +113,27 @@ def table(rows, s):
     return page.table(shown, {"kind": "pictures"} | columns | {"collapsed": "collapsed"})
 
 
-def draw(rows, s):
-    own = [r | {"network": "GAN"} for r in scores(rows)]
-    with plots.figure(1, len(MEASURES), height=2.8) as (_, axes):
+def draw_figure(rows, s):
+    nulls = {r["kind"]: r for r in stats.where(rows, what="null")}
+    names = [*KINDS, *nulls]
+    with plots.figure(1, len(MEASURES), height=2.4, sharey=True) as (_, axes):
         for ax, (column, name) in zip(axes, MEASURES.items(), strict=True):
-            plots.dots(ax, own, "network", column, by="kind", colours=COLOURS, offset=0.3, join=False)
-            ax.set(ylabel=name)
-        axes[0].legend(fontsize=9)
-    mean = {r["kind"]: r["mean"] for r in stats.summarise(own, "frechet", ("kind",))}
+            for place, kind in enumerate(KINDS):
+                values, look = [r[column] for r in scores(rows) if r["kind"] == kind], {"color": COLOURS[kind]}
+                found = stats.interval(values)
+                ax.plot(values, [place - 0.2] * len(values), "o", ms=4, mew=0, alpha=0.6, **look)
+                bar = [[found.mean - found.low], [found.high - found.mean]]
+                ax.errorbar([found.mean], [place], xerr=bar, fmt="s", capsize=3, elinewidth=1.5, **look)
+            ax.plot([row[column] for row in nulls.values()], range(len(KINDS), len(names)), "D", color="grey")
+            ax.set(xlabel=name, ylim=(len(names) - 0.5, -0.5))
+        if all(row["frechet"] > 0 for row in nulls.values()):
+            axes[0].set_xscale("log")
+            plots.log_axis(axes[0].xaxis, [r["frechet"] for r in (*scores(rows), *nulls.values())])
+        axes[0].set_yticks(range(len(names)), [name.replace(", ", ",\n") for name in names], fontsize=10)
+    words = "lower", "raise", "do not clearly change"
     return (
-        f"Fréchet distance {mean['without']:.3g} without and {mean['with skips']:.3g} with output skips. "
-        "Dots are seeds, bars intervals of 95 %."
+        f"Output skips {page.trend(estimates(rows, s)['frechet_gain'], *words)} the Fréchet distance; both networks lie "
+        "between real pictures and one repeated (grey). Dots are seeds, bars intervals of 95 %."
     )
 
 
@@ -143,9 +153,10 @@ GAN = Experiment(
     settings=("widths", "gan_epochs", "gan_rate", "batch_size", "judge_depth", "judge_epochs", "number_format"),
     tiny={"widths": [4, 8], "gan_epochs": 1, "judge_depth": 8, "judge_epochs": 1},
     finding=finding,
-    figure=draw,
-    alt="Two panels: Fréchet distance and variety of a GAN's pictures, with and without output skips, a small dot for each "
-    "seed and the mean with its interval.",
+    figure=draw_figure,
+    alt="Two panels: Fréchet distance, on a logarithmic axis, and variety of a GAN's pictures, a line each for networks "
+    "without and with output skips, real training pictures, and one picture repeated; a small dot for each seed and the "
+    "mean with its interval.",
     table=table,
     kept=("score", "null"),
 )
