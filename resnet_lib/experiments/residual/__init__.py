@@ -1,5 +1,6 @@
 """The chapter on residual connections: what it measures, and what it says of the strongest records."""
 
+from resnet_lib import page
 from resnet_lib.experiments.residual.depth import DEGRADATION, INFORMATION, RATES, REMOVAL, TRAINED_GRADIENTS
 from resnet_lib.experiments.residual.family import FAMILY
 from resnet_lib.experiments.residual.gradients import GRADIENTS, SHATTERING
@@ -25,6 +26,9 @@ EXPERIMENTS = (
 )
 
 
+RISES = "rises by", "falls by", "does not clearly change"
+
+
 def better_or_worse(estimate, better: str, worse: str, neither: str) -> str:
     return better if estimate.low > 0 else worse if estimate.high < 0 else neither
 
@@ -35,7 +39,7 @@ def answer(e):
     return f"""\
 **The gain of a layer decides whether gradients survive; the addition is one way among others to set it.**
 It saves {e["gradients/default_init_gain"]} of gradient under PyTorch's default weights, gains {e["gradients/batch_norm_gain"]} beside batch norm, and {he} under He's weights without it: {e["gradients/he_init_gain"]}.
-What it does buy is depth: towards the deepest network the training error changes by {e["degradation/plain_change"]} without the addition and by {e["degradation/residual_change"]} with it.
+What it does buy is depth: towards the deepest network the training error {page.change(e["degradation/plain_change"], *RISES)} without the addition and {page.change(e["degradation/residual_change"], *RISES)} with it.
 """
 
 
@@ -53,9 +57,9 @@ def answers(e):
 def practice(e):
     """What to do, when, and what it bought here."""
     return f"""\
-- **Deeper than about twenty layers, add the input back.** From the shallowest to the deepest network tried, leaving it out cost {e["degradation/plain_change"]} of training error; at the deepest, plain is worse by {e["degradation/deepest_gap"]}.
+- **Deeper than about twenty layers, add the input back.** Without it the training error of the deepest network {page.change(e["degradation/plain_change"], *RISES)} against twenty layers; against the residual one it is {page.change(e["degradation/deepest_gap"], "higher by", "lower by", "not clearly different")}, and on test pictures {page.change(e["degradation/deepest_test_gap"], "higher by", "lower by", "not clearly different")}.
 - **Keep batch norm (or scale the branches) with it.** Without either, He's weights and an addition make the gradient grow with depth: {e["gradients/he_init_gain"]}.
 - **Pad or project where dimensions change, whichever is simpler.** A projection gained {e["shortcuts/projection_gain"]} over zero padding, a branch that starts at zero {e["shortcuts/zero_init_gain"]}.
-- **Do not count on an easier search for the learning rate.** The range that trains well widened by {e["tuning/lr_range_gain"]}; what improved is the error at the best rate, by {e["tuning/best_error_gain"]}.
+- **Search the learning rate all the same.** With batch norm the range of rates that train {page.change(e["tuning/lr_range_gain"], "widens by", "narrows by", "does not clearly change")}, and the error at the best rate {page.change(e["tuning/best_error_gain"], "falls by", "rises by", "does not clearly change")}.
 - **Use it for other tasks too, and measure.** Held-out loss saved: classification {e["tasks/classification_gain"]}, regression {e["tasks/regression_gain"]}, generation {e["tasks/generation_gain"]}.
 """

@@ -38,13 +38,16 @@ def degradation_estimates(rows, s):
 def degradation_finding(rows, s, e):
     middle, deep = base(s, rows)
     noise = stats.interval([r["train_error"] for r in stats.where(rows, kind="residual", depth=deep)]).sd
+    rises = "rises by", "falls by", "does not clearly change"
+    apart = "higher by", "lower by", "not clearly different"
     return (
-        f"From {middle} to {deep} layers the training error changes by {e['plain_change']} without the addition and by "
-        f"{e['residual_change']} with it. At {deep} layers the plain network's is higher by {e['deepest_gap']}, and its test "
-        f"error by {e['deepest_test_gap']}. The residual network of {middle} layers reaches a test accuracy of "
-        f"{e['base_accuracy']} in {s.depth_epochs} epochs, and no network is nearer to guessing than {e['worst_arm']}. "
-        f"Over seeds the deep residual network's error has a standard deviation of {noise:.3f}: to see a difference of 0.02 "
-        f"one needs {stats.seeds_needed(noise, 0.02)} seeds in each arm."
+        f"From {middle} to {deep} layers the training error {page.change(e['plain_change'], *rises)} without the addition; "
+        f"with it, it {page.change(e['residual_change'], *rises)}. At {deep} layers the plain network's is "
+        f"{page.change(e['deepest_gap'], *apart)}, and its test error is {page.change(e['deepest_test_gap'], *apart)}. "
+        f"The residual network of {middle} layers reaches a test accuracy of {e['base_accuracy']} in {s.depth_epochs} epochs "
+        f"on pictures of {s.facts['shape'][2]} pixels, and the worst of all networks is better than guessing by "
+        f"{e['worst_arm']}. Over seeds the deep residual network's error has a standard deviation of {100 * noise:.1f} points: "
+        f"to see a difference of 2 points one needs {stats.seeds_needed(noise, 0.02)} seeds in each arm."
     )
 
 
@@ -63,7 +66,8 @@ def draw_degradation(rows, s):
     with plots.figure(2, 1, height=4.8, sharex=True, sharey=True) as (_, axes):
         for ax, column in zip(axes, ("train_error", "test_error"), strict=True):
             plots.dots(ax, rows, "depth", column, by="kind", offset=0.08)
-            ax.set(ylabel={"train_error": "training error", "test_error": "test error"}[column], ylim=(0, None))
+            ax.set(ylabel={"train_error": "training error, %", "test_error": "test error, %"}[column], ylim=(0, None))
+        plots.hundredths(*(ax.yaxis for ax in axes))
         axes[0].legend()
         axes[1].set_xlabel("layers")
     words = {
@@ -192,7 +196,7 @@ def removal_estimates(rows, s):
 def removal_finding(rows, s, e):
     return (
         f"At {s.looked_depth} layers, taking out one unit after training costs {e['plain_cost']} in the plain network and {e['residual_cost']} in the "
-        f"residual one, which is {e['cost_saved']} less."
+        f"residual one, which is {page.change(e['cost_saved'], 'less by', 'more by', 'not clearly different')}."
     )
 
 
@@ -201,13 +205,12 @@ def draw_removal(rows, s):
     with plots.figure(2, 1, height=4.8, sharey=True) as (_, axes):
         plots.lines(axes[0], one, "unit", "error", by="kind", marker=True)
         plots.dots(axes[1], several, "removed", "error", by="kind", offset=0.08)
-        axes[0].set(xlabel="the one unit removed", ylabel="validation error")
-        axes[1].set(xlabel="units removed at random", ylabel="validation error")
+        axes[0].set(xlabel="the one unit removed", ylabel="validation error, %")
+        axes[1].set(xlabel="units removed at random", ylabel="validation error, %")
         axes[0].legend()
-    e = removal_estimates(rows, s)
-    return (
-        f"One unit less costs {e['plain_cost'].mean:+.3f} of error plain and {e['residual_cost'].mean:+.3f} residual."
-    )
+        plots.hundredths(*(ax.yaxis for ax in axes))
+    less = page.trend(removal_estimates(rows, s)["cost_saved"], "less", "more", "not clearly less")
+    return f"A lost unit costs the residual network {less} than the plain one. Thin lines and dots are seeds."
 
 
 REMOVAL = replace(
@@ -231,8 +234,9 @@ def trained_estimates(rows, s):
 
 def trained_finding(rows, s, e):
     return (
-        f"After training with batch normalisation, at {rows[0]['depth']} layers, the first unit's gradient is nearer to the "
-        f"last's by {e['trained_gain']} with the addition."
+        f"After training with batch normalisation, at {rows[0]['depth']} layers, the first unit's gradient is "
+        f"{page.change(e['trained_gain'], 'nearer to the last by', 'farther from the last by', 'not clearly nearer to the last')} "
+        "with the addition."
     )
 
 
@@ -241,10 +245,9 @@ def draw_trained(rows, s):
         plots.lines(ax, rows, "unit", "decades", by="kind")
         ax.set(xlabel=f"unit of {rows[0]['depth']} layers", ylabel="gradient, decades\nover the last unit's")
         ax.legend()
-    first = {r["kind"]: r["mean"] for r in stats.summarise([r for r in rows if r["unit"] == 1], "decades", ("kind",))}
+    nearer = page.trend(trained_estimates(rows, s)["trained_gain"], "nearer", "farther", "not clearly nearer")
     return (
-        f"After training, the first unit's gradient is {first['plain']:+.1f} decades from the last's plain and "
-        f"{first['residual']:+.1f} residual. Thin lines are seeds."
+        f"After training the first unit's gradient is {nearer} to the last's with the addition. Thin lines are seeds."
     )
 
 

@@ -12,6 +12,7 @@ from resnet_lib.study import Experiment
 from resnet_lib.sweep import conditions
 
 NORMS = ("batch", "none")
+WIDENS = "widens by", "narrows by", "does not clearly change"
 
 
 def tuning(s, norm: str, kind: str, rate: float, seed: int) -> list[dict]:
@@ -75,11 +76,12 @@ def estimates(rows, s):
 
 def finding(rows, s, e):
     return (
-        f"A rate trains if the validation error after {s.tuning_epochs} epochs is at most {s.tuning_target:g}. "
-        f"At {s.tuning_depth} layers the addition widens the range of such rates by {e['lr_range_gain']} with batch "
-        f"normalisation and by {e['no_norm_range_gain']} without. Batch normalisation alone, in the plain network, widens it "
-        f"by {e['bn_alone_range_gain']}. At each network's own best rate, chosen on the other seeds, the addition lowers "
-        f"the validation error by {e['best_error_gain']}; the residual network then reaches {e['best_accuracy']}."
+        f"A rate trains if the validation error after {s.tuning_epochs} epochs is at most {100 * s.tuning_target:g} %. "
+        f"At {s.tuning_depth} layers the range of such rates {page.change(e['lr_range_gain'], *WIDENS)} by the addition with "
+        f"batch normalisation, and without it {page.change(e['no_norm_range_gain'], *WIDENS)}. By batch normalisation alone, "
+        f"in the plain network, it {page.change(e['bn_alone_range_gain'], *WIDENS)}. At each network's own best rate, chosen "
+        f"on the other seeds, the validation error {page.change(e['best_error_gain'], 'falls by', 'rises by', 'does not clearly fall')} "
+        f"by the addition; the residual network then reaches an accuracy of {e['best_accuracy']}."
     )
 
 
@@ -89,7 +91,8 @@ def draw(rows, s):
         for ax, (norm, title) in zip(axes, titles.items(), strict=True):
             plots.lines(ax, [r for r in rows if r["norm"] == norm], "rate", "error", by="kind", marker=True)
             ax.axhline(s.tuning_target, color="grey", linestyle=":", linewidth=1)
-            ax.set(title=title, ylabel="validation error", xscale="log")
+            ax.set(title=title, ylabel="validation error, %", xscale="log")
+        plots.hundredths(*(ax.yaxis for ax in axes))
         axes[0].legend()
         axes[1].set_xlabel("learning rate, highest of the schedule")
     e = estimates(rows, s)
@@ -139,21 +142,19 @@ def slice_estimates(rows, s):
 
 def slice_finding(rows, s, e):
     return (
-        f"One filter norm away from the trained weights the plain network's loss rises by {e['rise_saved']} more than the "
-        f"residual one's, at a learning rate of {s.learning_rate:g}."
+        f"One filter norm away from the trained weights the loss of the residual network rises "
+        f"{page.change(e['rise_saved'], 'less than the plain one by', 'more than the plain one by', 'not clearly less')}, at a "
+        f"learning rate of {s.learning_rate:g} and {s.tuning_depth} layers; Li and others compare at 56 layers and more."
     )
 
 
 def draw_slice(rows, s):
     with plots.figure(height=2.8) as (_, ax):
         plots.lines(ax, rows, "distance", "loss", by="kind", marker=True)
-        ax.set(xlabel="distance along the line, in norms of each filter", ylabel="loss, nats", yscale="log")
+        ax.set(xlabel="distance along the line, in norms of each filter", ylabel="loss, nats")
         ax.legend()
-    mean = {r["kind"]: r["mean"] for r in stats.summarise(rise(rows), "rise", ("kind",))}
-    return (
-        f"One filter norm away from the trained weights the loss is higher by {mean['plain']:.2f} plain and "
-        f"{mean['residual']:.2f} residual. Thin lines are seeds."
-    )
+    steeper = page.trend(slice_estimates(rows, s)["rise_saved"], "less", "more", "not clearly less")
+    return f"Away from the trained weights the residual network's loss rises {steeper}. Thin lines are seeds."
 
 
 LOSS_SLICE = replace(

@@ -48,7 +48,7 @@ def answers(e):
     return f"""\
 1. It makes it skewed: the branch has a skewness of {e["signals/survey_skewness"]}, in the original {e["signals/original_skewness"]}.
 2. Without a last activation it can; a last ReLU leaves nothing negative, and a last LeakyReLU shrinks what is negative to a hundredth.
-3. Accuracy {page.change(e["depth/gain_to_56"], "rises by", "falls by", "does not clearly change")}; computation grows with depth all the way, by {e["depth/flops_change"].mean / 1e6:.0f} MFLOPs a picture.
+3. Accuracy {page.change(e["depth/gain_to_56"], "rises by", "falls by", "does not clearly change")}; computation changes by {e["depth/flops_change"].mean / 1e6:+.0f} MFLOPs a picture.
 4. In this short run: {shown}.
 5. By {speed}, in the way that the first rounds chose; the figure shows what each step brings.
 """

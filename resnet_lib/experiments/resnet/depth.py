@@ -21,6 +21,7 @@ from resnet_lib.experiments.resnet.networks import (
 from resnet_lib.study import Experiment
 from resnet_lib.sweep import conditions
 
+RISES = "rises by", "falls by", "does not clearly change"
 RATES = depths.rates("depth_rates", ("residual",), [8, 56, 62])
 
 
@@ -52,9 +53,9 @@ def estimates(rows, s):
 def finding(rows, s, e):
     deepest, chosen = max(r["depth"] for r in rows), stats.best_setting(rows, "val_error", "depth")
     return (
-        f"From 8 to 56 layers test accuracy changes by {e['gain_to_56']}, training error by {e['train_error_to_56']}, and "
-        f"computation by {flops_here(s, 56) / flops_here(s, 8):.1f} times. From 56 to {deepest} layers accuracy changes by "
-        f"{e['gain_beyond_56']}. Validation chooses {chosen} layers, and returns stop at {e['returns_stop'].mean:.0f}: from "
+        f"From 8 to 56 layers test accuracy {page.change(e['gain_to_56'], *RISES)}, the training error "
+        f"{page.change(e['train_error_to_56'], *RISES)}, and computation is {flops_here(s, 56) / flops_here(s, 8):.1f} times "
+        f"as much. From 56 to {deepest} layers accuracy {page.change(e['gain_beyond_56'], *RISES)}. Validation chooses {chosen} layers, and returns stop at {e['returns_stop'].mean:.0f}: from "
         f"there on the distance to that one is not told apart from zero. ResNet-{s.looked_depth} reaches "
         f"{e['base_accuracy']} in {s.depth_epochs} epochs."
     )
@@ -75,7 +76,7 @@ def table(rows, s):
 def draw(rows, s):
     """Accuracy and training error against depth and against computation, for the chapter and its first screen."""
     rows = judged(rows)
-    panels = {"accuracy": "test accuracy", "train_error": "training error"}
+    panels = {"accuracy": "test accuracy, %", "train_error": "training error, %"}
     with plots.figure(1, 2, height=2.8, width=7.6) as (_, axes):
         for ax, (column, name) in zip(axes, panels.items(), strict=True):
             means = stats.summarise(sorted(rows, key=lambda r: r["depth"]), column, ("depth",))
@@ -86,6 +87,7 @@ def draw(rows, s):
             ax.set(xscale="log", xlabel="layers", ylabel=name)
             ax.set_xticks(at, [str(depth) for depth in at])
             ax.minorticks_off()
+        plots.hundredths(*(ax.yaxis for ax in axes))
     words = {name: page.trend(gain(rows, 56, 8, name), "rises", "falls", "does not clearly change") for name in panels}
     return (
         f"From 8 to 56 layers test accuracy {words['accuracy']} and training error {words['train_error']}, each depth at its "
