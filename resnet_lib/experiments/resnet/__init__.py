@@ -58,7 +58,7 @@ def practice(e):
     """What to do, when, and what it bought here."""
     return f"""\
 - **Use the original block, not the survey's.** In test accuracy the survey's {page.change(e["survey_block/accuracy_change"], *WORDS)}: its order alone {page.change(e["survey_block/order_effect"], *WORDS)}, no last activation {page.change(e["survey_block/end_effect"], *WORDS)}, LeakyReLU {page.change(e["survey_block/slope_effect"], *WORDS)}. Its formula, which leaves the sum free, {page.change(e["survey_block/formula_accuracy_change"], *WORDS)}.
-- **Stop stacking where returns stop, and count the cost first.** Beyond 56 layers more depth {page.change(e["depth/gain_beyond_56"], *WORDS)}; returns stopped at {e["depth/returns_stop"].mean:.0f} layers.
+- **Stop stacking where returns stop, and count the cost first.** Here they stopped at {e["depth/returns_stop"].mean:.0f} layers.
 - **At a fixed budget of computation, try wider before deeper when steps are few.** Against the widest network the deepest {page.change(e["width_depth/deep_over_wide"], *WORDS)}.
 - **Do not add tricks on trust in a short training.** All together {page.change(e["tricks/together_gain"], *WORDS)}.
 - **For inference, fold the norms and quantise to 8 bits, then check the accuracy.** In test accuracy that {page.change(e["inference/accuracy_change_onnxruntime__8_bits"], *WORDS)}.
