@@ -354,7 +354,7 @@ class Study:
         if experiment.table:
             table = experiment.table(record.rows, s)
             parts.append(table if table.rows <= LONG else page.fold(f"The numbers, {table.rows} rows", table))
-        notes = [page.paragraph(f"Note: {note}.") for note in record.notes]
+        notes = [page.paragraph(f"Note: {_in_words(self.chapter, note)}.") for note in record.notes]
         parts += (
             [page.fold(f"What was not measured, and why: {len(notes)} quantities", *notes)] if len(notes) > 2 else notes
         )
@@ -400,7 +400,19 @@ def _estimated(experiment: Experiment, record: records.Record) -> records.Record
 
 
 def _runs(record: records.Record) -> str:
-    return f"n={len(record.seeds)}" if record.seeds else "exact"
+    if record.seeds:
+        return f"n={len(record.seeds)}"
+    rounds = max((len(row.get("times_s", ())) for row in record.rows), default=0)
+    rounds = rounds or len({row["round"] for row in record.rows if "round" in row})
+    return f"{rounds} rounds" if rounds else "exact"
+
+
+def _in_words(chapter: str, note: str) -> str:
+    """A note about a measure that was not made, with the measure's condition or its name in words."""
+    name, _, why = note.partition(": ")
+    said = {test.measure: test.when for claim in verdicts.of_chapter(chapter) for test in claim.tests}
+    words = said.get(name) or name.rpartition("/")[2].replace("_", " ")
+    return f"not measured {words}: {why}" if name in said else f"{words}: {why}"
 
 
 def _rows_of(condition: dict, rows: Sequence[dict]) -> list[dict]:

@@ -263,6 +263,21 @@ def test_a_run_gets_the_pictures_and_the_device(capsys):
     open_study([peeking]).measure(peeking)
 
 
+def test_a_record_says_how_many_seeds_or_rounds_are_behind_it_and_exact_where_neither_is():
+    made = open_study([SIZE])
+    made.measure(SIZE)
+    record = replace(made.made["size"], rows=[{"round": 0}, {"round": 1}])
+    assert study._runs(record) == "2 rounds"
+    assert study._runs(replace(record, rows=[{"times_s": [1.0, 2.0, 3.0]}])) == "3 rounds"
+    assert study._runs(replace(record, rows=[{"seed": 0}, {"seed": 1}])) == "n=2"
+    assert study._runs(replace(record, rows=[{"value": 1}])) == "exact"
+
+
+def test_a_note_names_a_measure_by_its_condition_or_in_words():
+    assert study._in_words("tensor_cores", "precision/tf32_change: no GPU") == "not measured for TF32: no GPU"
+    assert study._in_words("tensor_cores", "ladder/speedup_tf32: no GPU") == "speedup tf32: no GPU"
+
+
 def test_each_seed_has_training_pictures_of_its_own_and_the_record_says_so(tmp_path):
     seen = {}
 
