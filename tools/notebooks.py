@@ -188,6 +188,10 @@ def nbval(paths: list[Path], environment: dict) -> int:
         "-q",
         "-m",
         "",
+        "-n",  # notebooks side by side, each in a kernel of one thread
+        str(os.cpu_count() or 1),
+        "--dist",
+        "loadfile",
         "--nbval-lax",
         "--nbval-current-env",
         "--nbval-cell-timeout",
@@ -211,7 +215,7 @@ def main(arguments: list[str] | None = None) -> int:
     from tools.execute import kernel_environment
 
     with tempfile.TemporaryDirectory(prefix="jupyter-") as runtime:
-        environment = kernel_environment(ROOT) | {"JUPYTER_RUNTIME_DIR": runtime}
+        environment = kernel_environment(ROOT, 1) | {"JUPYTER_RUNTIME_DIR": runtime}
         if options.action == "nbval":
             return nbval(paths, environment)
         os.environ |= environment
