@@ -149,6 +149,22 @@ def ledger() -> list[dict]:
     return rows
 
 
+def chance() -> tuple[int, float]:
+    """How many tests an interval has decided, and how many of these chance alone would decide wrongly at the most.
+
+    A decision is wrong if the truth lies on the other side of the bound, which one end of an interval misses with half
+    of what its confidence leaves.
+    """
+    risks = []
+    for chapter in sorted({record.chapter for record in records.published()}):
+        evidence = claims.evidence(records.published(chapter))
+        for claim in of_chapter(chapter):
+            outcomes = claims.judge(claim, evidence).outcomes
+            tests = [test for test in claim.tests if outcomes[test.measure] in ("holds", "fails")]
+            risks += [(1 - t.confidence) / 2 for t in tests if evidence[t.measure].method != "exact"]
+    return len(risks), sum(risks)
+
+
 def table(rows: Sequence[dict], linked: bool = False) -> page.Table:
     """Rows of the ledger with their effects; linked: each claim to its place in its chapter's page."""
     shown = [
@@ -173,7 +189,9 @@ def hardware(record: records.Record) -> str:
     is_dirty = record.profile != "smoke" and any(made.get("dirty") for made in record.made)
     dirty = "; made from uncommitted files" if is_dirty else ""
     shared = "; one split for all seeds" if len(record.seeds) > 1 and "splits" not in data else ""
-    return f"{machines}; torch {versions}; {data['name']}{size}{shared}; profile {record.profile}{dirty}"
+    lengths = sorted({value for name, value in record.settings.items() if name.endswith("epochs")})
+    epochs = f" for {' or '.join(map(str, lengths))} epochs" if lengths else ""
+    return f"{machines}; torch {versions}; {data['name']}{size}{epochs}{shared}; profile {record.profile}{dirty}"
 
 
 def checked(record: records.Record) -> str:

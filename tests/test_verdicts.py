@@ -161,6 +161,23 @@ def test_a_record_from_uncommitted_files_says_so(publish):
     assert row("res-degradation")["hardware"] == ["A GPU; torch 2.11; digits; profile cpu; made from uncommitted files"]
 
 
+def test_chance_is_counted_over_tests_that_an_interval_has_decided(publish):
+    assert verdicts.chance() == (0, 0)
+    publish(record("cpu", (0.1, 0.2), (-0.01, 0.05)))  # the second lies on both sides of its bound
+    decided, wrong = verdicts.chance()
+    assert decided == 3 and wrong == pytest.approx(3 * 0.025)
+    exact = record("cpu", (0.1, 0.2), (-0.01, 0.01))
+    exact.estimates["plain_change"] |= {"method": "exact"}
+    publish(exact)
+    assert verdicts.chance()[0] == 3
+
+
+def test_where_a_record_was_made_says_for_how_many_epochs(publish):
+    data = {"name": "digits", "fingerprint": "f", "train": 100, "shape": [1, 8, 8]}
+    publish(record("cpu", (0.1, 0.2), (-0.01, 0.01), data=data, settings={"depth_epochs": 8, "depth": 20}))
+    assert "digits, 8×8, 100 to train on for 8 epochs; profile cpu" in row("res-degradation")["hardware"][0]
+
+
 def test_an_estimate_in_another_unit_is_refused_not_compared(publish):
     wrong = record("cpu", (0.1, 0.2), (0.1, 0.2))
     wrong.estimates["plain_change"]["unit"] = "decades"
