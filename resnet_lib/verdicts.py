@@ -87,8 +87,14 @@ def block(claim: claims.Claim, found: Sequence[records.Record], judge_age: bool 
     if claim.published:
         parts.append(page.paragraph(f"Published: {claim.published}"))
     if stale:
-        parts.append(page.paragraph(f"**Stale**: {', '.join(stale)}."))
+        parts.append(page.paragraph(f"**Stale**: {_some(stale)}."))
     return page.stack(*parts, page.fold("What was measured, and where", page.paragraph(f"{what}.\n\n{places(used)}")))
+
+
+def _some(reasons: Sequence[str], shown: int = 2) -> str:
+    """The first of many reasons, and how many more there are."""
+    more = len(reasons) - shown
+    return ", ".join(reasons[:shown]) + (f", and {more} more" if more > 0 else "")
 
 
 def _outcome(test: claims.Test, evidence: dict, strongest: dict[str, records.Record]) -> str:
@@ -171,7 +177,7 @@ def table(rows: Sequence[dict], linked: bool = False) -> page.Table:
         {
             "claim": row["claim"] + (f" ([{row['id']}]({row['chapter']}.html#{row['id']}))" if linked else ""),
             "verdict": f"**{row['verdict']}**<br>{row['because']}"
-            + (f"<br>**stale**: {', '.join(row['stale'])}" if row["stale"] else ""),
+            + (f"<br>**stale**: {_some(row['stale'])}" if row["stale"] else ""),
             "effects": "<br>".join(row["effects"]),
             "hardware": "<br>".join(row["hardware"]),
         }

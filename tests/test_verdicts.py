@@ -93,6 +93,15 @@ def test_a_record_of_other_code_is_stale_until_that_code_is_attested(publish):
     assert row("res-degradation")["stale"] == ["the code that made it is not here"]
 
 
+def test_of_many_reasons_a_table_shows_two_and_counts_the_others(publish):
+    old = CODE | {name: "older" for name in ("train.fit", "train.lr_at", "train._train", "train._start")}
+    publish(record("cpu", (0.1, 0.2), (-0.01, 0.01), code=old))
+    found = row("res-degradation")
+    assert len(found["stale"]) == 4
+    shown = verdicts.table([found]).text
+    assert "train._start has changed, train._train has changed, and 2 more" in shown and "train.lr_at" not in shown
+
+
 def test_a_rule_changed_after_the_measurement_is_named(publish):
     publish(record("cpu", (0.1, 0.2), (-0.01, 0.01), rules=RULES | {"degradation/plain_change": "other"}))
     assert row("res-degradation")["stale"] == ["the rule of degradation/plain_change was changed after the measurement"]
