@@ -169,6 +169,8 @@ def test_easier_to_tune_is_residual_minus_plain_in_range_and_plain_minus_residua
     assert found["best_error_gain"].mean == pytest.approx(0.5 - 0.3)
     assert found["bn_alone_range_gain"].mean == pytest.approx(0.5)
     assert found["best_accuracy"].mean == pytest.approx(0.7)
+    normed = [r for r in rows if r["norm"] == "batch"]
+    assert set(tuning.estimates(normed, TUNED)) == {"lr_range_gain", "best_error_gain", "best_accuracy"}
 
 
 def test_the_best_rate_is_chosen_on_the_other_seeds():
@@ -262,8 +264,17 @@ def test_a_family_member_adds_an_input_to_what_was_made_from_it():
             {"depths": [8, 14], "looked_depth": 20, "rate_of": {}},
             r"looked_depth=20 must be one of",
         ),
-        (residual.TUNING, {"tuning_depth": 20, "tuning_rates": [0.1]}, "at least two different rates"),
-        (residual.TUNING, {"tuning_depth": 21, "tuning_rates": [0.1, 1.0]}, "depth=21 fits no CIFAR ResNet"),
+        (residual.TUNING, {"tuning_depth": 20, "tuning_norms": ["group"]}, "must hold 'batch', and may hold 'none'"),
+        (
+            residual.TUNING,
+            {"tuning_depth": 20, "tuning_norms": ["batch"], "tuning_rates": [0.1]},
+            "at least two different rates",
+        ),
+        (
+            residual.TUNING,
+            {"tuning_depth": 21, "tuning_norms": ["batch"], "tuning_rates": [0.1, 1.0]},
+            "depth=21 fits no CIFAR ResNet",
+        ),
         (residual.SHORTCUTS, {"shortcut_depth": 10}, "depth=10 fits no CIFAR ResNet"),
     ],
 )

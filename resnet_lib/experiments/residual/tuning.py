@@ -51,7 +51,8 @@ def decades_below(target: float, errors: dict[float, float]) -> float:
 def estimates(rows, s):
     """Decades of rates that reach the common target, residual minus plain, and each network's error at its best rate."""
     rows, ranges = stats.where(rows, what="error"), []
-    for cell in conditions(norm=NORMS, kind=KINDS, seed=sorted({r["seed"] for r in rows})):
+    norms = [norm for norm in NORMS if stats.where(rows, norm=norm)]
+    for cell in conditions(norm=norms, kind=KINDS, seed=sorted({r["seed"] for r in rows})):
         errors = {r["rate"]: r["error"] for r in stats.where(rows, **cell)}
         ranges.append(cell | {"decades": decades_below(s.tuning_target, errors)})
     with_bn = stats.where(rows, norm="batch")
@@ -61,47 +62,54 @@ def estimates(rows, s):
         for seed in sorted({r["seed"] for r in own}):
             rate = stats.best_setting([r for r in own if r["seed"] != seed], "error", "rate")
             at_best += stats.where(own, seed=seed, rate=rate)
-    with_bn, plain = stats.where(ranges, norm="batch"), stats.where(ranges, kind="plain")
-    without = stats.where(ranges, norm="none")
-    return {
-        "lr_range_gain": stats.paired_rows(with_bn, "decades", "kind", "residual", "plain", unit="decades"),
-        "no_norm_range_gain": stats.paired_rows(without, "decades", "kind", "residual", "plain", unit="decades"),
+
+    def wider(rows, *sides):
+        return stats.paired_rows(rows, "decades", *sides, unit="decades")
+
+    accuracy = [1 - r["error"] for r in stats.where(at_best, kind="residual")]
+    found = {
+        "lr_range_gain": wider(stats.where(ranges, norm="batch"), "kind", "residual", "plain"),
         "best_error_gain": stats.paired_rows(at_best, "error", "kind", "plain", "residual", unit="error"),
-        "bn_alone_range_gain": stats.paired_rows(plain, "decades", "norm", "batch", "none", unit="decades"),
-        "best_accuracy": stats.interval(
-            [1 - r["error"] for r in stats.where(at_best, kind="residual")], unit="accuracy"
-        ),
+        "best_accuracy": stats.interval(accuracy, unit="accuracy"),
     }
+    if "none" in norms:
+        found["no_norm_range_gain"] = wider(stats.where(ranges, norm="none"), "kind", "residual", "plain")
+        found["bn_alone_range_gain"] = wider(stats.where(ranges, kind="plain"), "norm", "batch", "none")
+    return found
 
 
 def finding(rows, s, e):
+    falls = "falls by", "rises by", "does not clearly fall"
+    without = ""
+    if "no_norm_range_gain" in e:
+        without = (
+            f"Without it, it {page.change(e['no_norm_range_gain'], *WIDENS)}; and by batch normalisation alone, in the plain "
+            f"network, it {page.change(e['bn_alone_range_gain'], *WIDENS)}. "
+        )
     return (
         f"A rate trains if the validation error after {s.tuning_epochs} epochs is at most {100 * s.tuning_target:g} %. "
-        f"At {s.tuning_depth} layers the range of such rates {page.change(e['lr_range_gain'], *WIDENS)} by the addition with "
-        f"batch normalisation, and without it {page.change(e['no_norm_range_gain'], *WIDENS)}. By batch normalisation alone, "
-        f"in the plain network, it {page.change(e['bn_alone_range_gain'], *WIDENS)}. At each network's own best rate, chosen "
-        f"on the other seeds, the validation error {page.change(e['best_error_gain'], 'falls by', 'rises by', 'does not clearly fall')} "
-        f"by the addition; the residual network then reaches an accuracy of {e['best_accuracy']}."
+        f"By the addition the range of such rates, at {s.tuning_depth} layers with batch normalisation, "
+        f"{page.change(e['lr_range_gain'], *WIDENS)}. {without}At each network's own best rate, chosen on the other seeds, the "
+        f"validation error {page.change(e['best_error_gain'], *falls)}; the residual network then reaches an accuracy of "
+        f"{e['best_accuracy']}."
     )
 
 
 def draw(rows, s):
-    with plots.figure(2, 1, height=4.8, sharex=True, sharey=True) as (_, axes):
-        titles = {"batch": "with batch normalisation", "none": "without"}
+    titles = {"batch": "with batch normalisation", "none": "without"}
+    titles = {norm: title for norm, title in titles.items() if stats.where(rows, norm=norm)}
+    with plots.figure(len(titles), 1, height=0.4 + 2.2 * len(titles), sharex=True, sharey=True) as (_, axes):
+        axes = axes if len(titles) > 1 else [axes]
         for ax, (norm, title) in zip(axes, titles.items(), strict=True):
-            plots.lines(ax, [r for r in rows if r["norm"] == norm], "rate", "error", by="kind", marker=True)
+            plots.lines(ax, stats.where(rows, norm=norm), "rate", "error", by="kind", marker=True)
             ax.axhline(s.tuning_target, color="grey", linestyle=":", linewidth=1)
             ax.set(title=title, ylabel="validation error, %", xscale="log")
         plots.hundredths(*(ax.yaxis for ax in axes))
         axes[0].legend()
-        axes[1].set_xlabel("learning rate, highest of the schedule")
-    e = estimates(rows, s)
-    words = [
-        page.trend(e[name], "widens", "narrows", "does not clearly change")
-        for name in ("lr_range_gain", "no_norm_range_gain")
-    ]
+        axes[-1].set_xlabel("learning rate, highest of the schedule")
+    word = page.trend(estimates(rows, s)["lr_range_gain"], "widens", "narrows", "does not clearly change")
     return (
-        f"The addition {words[0]} the range of learning rates that train with batch normalisation, and {words[1]} it without. "
+        f"With batch normalisation the addition {word} the range of learning rates that train. "
         "Dotted: the common target. Thin lines are seeds."
     )
 
@@ -109,17 +117,23 @@ def draw(rows, s):
 TUNING = Experiment(
     "tuning",
     run=tuning,
-    conditions=lambda s: conditions(norm=NORMS, kind=KINDS, rate=_rates(s), seed=s.seeds),
+    conditions=lambda s: conditions(norm=_norms(s), kind=KINDS, rate=_rates(s), seed=s.seeds),
     estimates=estimates,
     settings=("tuning_depth", "tuning_target", "tuning_epochs", "learning_rate", "number_format"),
-    counts=("tuning_rates",),
-    tiny={"tuning_depth": 8, "tuning_rates": [0.1, 0.3], "tuning_epochs": 1},
+    counts=("tuning_norms", "tuning_rates"),
+    tiny={"tuning_depth": 8, "tuning_norms": ["batch", "none"], "tuning_rates": [0.1, 0.3], "tuning_epochs": 1},
     finding=finding,
     figure=draw,
     alt="Validation error against learning rate on a logarithmic axis for four networks: plain and residual, with and "
     "without batch normalisation, one thin line for each seed.",
     kept=("error",),
 )
+
+
+def _norms(s):
+    if set(s.tuning_norms) - set(NORMS) or "batch" not in s.tuning_norms:
+        raise ValueError(f"tuning_norms={s.tuning_norms} must hold 'batch', and may hold 'none'")
+    return s.tuning_norms
 
 
 def _rates(s):
