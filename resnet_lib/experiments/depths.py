@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from resnet_lib import augment, data, page, probes, resnets, train
+from resnet_lib import augment, data, page, probes, resnets, stats, train
 from resnet_lib.study import Experiment
 from resnet_lib.sweep import conditions
 
@@ -205,13 +205,18 @@ def arms(s, kinds, depths) -> list[dict]:
     ]
 
 
+def rates_estimates(rows, s):
+    """How many networks chose a rate at an end of those tried, beyond which a better one may lie."""
+    chosen, tried_rates = rates_of(rows).values(), {r["rate"] for r in rows}
+    return {"at_an_end": stats.exact(sum(r in (min(tried_rates), max(tried_rates)) for r in chosen), "networks")}
+
+
 def rates_finding(rows, s, e):
     chosen = ", ".join(f"{rate:g} for {name} layers" for name, rate in rates_of(rows).items())
     tried_rates = sorted({r["rate"] for r in rows})
-    edge = sum(rate in (tried_rates[0], tried_rates[-1]) for rate in rates_of(rows).values())
     return (
         f"Of {', '.join(f'{rate:g}' for rate in tried_rates)} the training loss after {s.rate_epochs} epochs chose {chosen}. "
-        f"{edge} of these {len(rates_of(rows))} lie at an end of what was tried."
+        f"{e['at_an_end'].mean:.0f} of these {len(rates_of(rows))} lie at an end of what was tried."
     )
 
 
@@ -231,7 +236,7 @@ def rates(name: str, kinds: tuple[str, ...], tiny_depths: list[int]) -> Experime
         name,
         run=tried,
         conditions=lambda s: rate_conditions(s, kinds),
-        estimates=lambda rows, s: {},
+        estimates=rates_estimates,
         settings=("rate_epochs", "flips", "number_format"),
         counts=("depths", "depth_rates"),
         tiny={"depths": tiny_depths, "depth_rates": [0.03, 0.1], "rate_epochs": 1},

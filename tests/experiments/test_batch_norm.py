@@ -892,7 +892,7 @@ def test_an_explanation_is_whole_only_if_all_its_predictions_came_true_and_broke
     e = {measure: true for _, _, measure, _ in batch_norm.PREDICTIONS}
     e |= {"shift/gain_lost_beyond_noise": false, "smoothness/length_reduction": unclear, "shift/loss_gain": true}
     text = batch_norm.explanations(e)
-    assert "All predictions came true for rate scaling; at least one went against covariate shift.\n" in text
+    assert "All predictions came true for rate scaling. At least one went against covariate shift.\n" in text
     assert "*Open*: gradients change less, equal share of length, " in text
     assert "*Against it*: also beyond what it costs alone, " in text
     assert "*Not measured*: weights grow, so the effective rate falls, no run." in batch_norm.explanations(
