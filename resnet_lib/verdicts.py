@@ -1,11 +1,14 @@
 """Verdicts as a reader sees them: a claim with what decided it, a chapter's strip, the ledger of all claims."""
 
 import html
+import re
 from collections.abc import Sequence
 from functools import cache
 
 from resnet_lib import claims, freshness, page, parameters, records
 from resnet_lib.paths import project_root
+
+LONG = 4  # tests of a claim that stand open
 
 
 def stale_reasons(record: records.Record) -> list[str]:
@@ -83,12 +86,14 @@ def block(claim: claims.Claim, found: Sequence[records.Record], judge_age: bool 
         f"<code>{claim.id}</code></p>",
         f"{verdict.word.upper()}: {claim.claim} ({claim.id})",
     )
-    parts = [head, page.paragraph(f"{verdict.because}."), page.table(rows, columns)]
-    if claim.published:
-        parts.append(page.paragraph(f"Published: {claim.published}"))
+    table = page.table(rows, columns)
+    table = table if len(rows) <= LONG else page.fold(f"The {len(rows)} tests", table)
+    parts = [head, page.paragraph(f"{verdict.because}."), table]
     if stale:
         parts.append(page.paragraph(f"**Stale**: {_some(stale)}."))
-    return page.stack(*parts, page.fold("What was measured, and where", page.paragraph(f"{what}.\n\n{places(used)}")))
+    inside = [page.paragraph(f"{what}.\n\n{places(used)}")]
+    inside += [page.paragraph(f"Published: {claim.published}")] if claim.published else []
+    return page.stack(*parts, page.fold("What was measured, where, and what others found", *inside))
 
 
 def _some(reasons: Sequence[str], shown: int = 2) -> str:
@@ -108,7 +113,7 @@ def _outcome(test: claims.Test, evidence: dict, strongest: dict[str, records.Rec
 
 
 def badge(word: str) -> str:
-    return f'<span class="verdict verdict-{word.replace(" ", "-")}">{html.escape(word)}</span>'
+    return f'<span class="verdict verdict-{re.sub(r"[, ]+", "-", word)}">{html.escape(word)}</span>'
 
 
 def strip(chapter: str, found: Sequence[records.Record]) -> page.Block:
