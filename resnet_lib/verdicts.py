@@ -8,7 +8,7 @@ from functools import cache
 from resnet_lib import claims, freshness, page, parameters, records
 from resnet_lib.paths import project_root
 
-LONG = 4  # tests of a claim that stand open
+LONG = 2  # tests of a claim that stand open
 
 
 def stale_reasons(record: records.Record) -> list[str]:

@@ -128,7 +128,7 @@ def table(rows, s):
 
 def draw(rows, s):
     many, last, side = max(s.init_convolutions), len(s.widths) - 1, s.facts["shape"][1:]
-    with plots.figure(3, 1, height=7.2, sharex=True) as (_, axes):
+    with plots.figure(3, 1, height=5.8, sharex=True) as (_, axes):
         for ax, (arm, (_, norm, gain)) in zip(axes, ARMS.items(), strict=True):
             plots.lines(ax, at_depth(rows, s, "norm", arm), "unit", "decades", by="kind", colours=COLOURS)
             ax.axvspan(last * many + 0.5, (last + 1) * many + 0.5, color="black", alpha=0.08, lw=0)
