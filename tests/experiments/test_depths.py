@@ -11,20 +11,13 @@ from torch import nn
 from resnet_lib import data, probes, resnets, train
 from resnet_lib.experiments import depths
 from resnet_lib.study import Settings
+from tests.experiments.conftest import made_up_pictures as random_pictures
 
 CPU = torch.device("cpu")
 
 
-def made_up_pictures(count=160, side=8, classes=3):
-    generator = torch.Generator().manual_seed(0)
-
-    def split(size):
-        images = torch.randint(0, 256, (size, 3, side, side), dtype=torch.uint8, generator=generator)
-        return data.Split(images, torch.arange(size) % classes)
-
-    mean, std = torch.full((3,), 0.5), torch.full((3,), 0.25)
-    parts = split(count), split(count // 2), split(count // 3)
-    return data.Dataset("made up", *parts, ("a", "b", "c")[:classes], "f", mean, std, "")
+def made_up_pictures():
+    return random_pictures(count=160)  # a batch of 128 and more
 
 
 def while_measuring(pictures=None, **values):

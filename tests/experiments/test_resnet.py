@@ -9,11 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from resnet_lib import blocks, data, resnets, stats, train
+from resnet_lib import blocks, resnets, stats, train
 from resnet_lib.experiments import resnet
 from resnet_lib.experiments.resnet import depth, forms, inference, learnt, networks, tricks, units, whole
 from resnet_lib.study import Settings
-from tests.experiments.conftest import settings
+from tests.experiments.conftest import made_up_pictures, settings
 
 SEEDS = (0, 1, 2)
 
@@ -333,18 +333,6 @@ def test_the_target_is_four_fifths_of_the_loss_of_guessing():
 # --- the parts of runs that decide verdicts ---
 
 CPU = torch.device("cpu")
-
-
-def made_up_pictures(count=24, side=8, classes=3):
-    generator = torch.Generator().manual_seed(0)
-
-    def split(size):
-        images = torch.randint(0, 256, (size, 3, side, side), dtype=torch.uint8, generator=generator)
-        return data.Split(images, torch.arange(size) % classes)
-
-    mean, std = torch.full((3,), 0.5), torch.full((3,), 0.25)
-    parts = split(count), split(count // 2), split(count // 3)
-    return data.Dataset("made up", *parts, ("a", "b", "c")[:classes], "f", mean, std, "")
 
 
 def while_measuring(pictures=None, **values):

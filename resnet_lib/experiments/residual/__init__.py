@@ -29,13 +29,9 @@ EXPERIMENTS = (
 RISES = "rises by", "falls by", "does not clearly change"
 
 
-def better_or_worse(estimate, better: str, worse: str, neither: str) -> str:
-    return better if estimate.low > 0 else worse if estimate.high < 0 else neither
-
-
 def answer(e):
     """The question's answer in three sentences."""
-    he = better_or_worse(e["gradients/he_init_gain"], "helps", "hurts", "changes nothing that shows")
+    he = page.trend(e["gradients/he_init_gain"], "helps", "hurts", "changes nothing that shows")
     return f"""\
 **The gain of a layer decides whether gradients survive; the addition is one way among others to set it.**
 It saves {e["gradients/default_init_gain"]} of gradient under PyTorch's default weights, gains {e["gradients/batch_norm_gain"]} beside batch norm, and {he} under He's weights without it: {e["gradients/he_init_gain"]}.
@@ -46,7 +42,7 @@ What it does buy is depth: towards the deepest network the training error {page.
 def answers(e):
     """The predictions of the chapter, answered in their order."""
     default, he, normalised = (e[f"gradients/{name}_gain"] for name in ("default_init", "he_init", "batch_norm"))
-    deeper = better_or_worse(e["degradation/plain_change"], "higher", "lower", "not clearly different")
+    deeper = page.trend(e["degradation/plain_change"], "higher", "lower", "not clearly different")
     return f"""\
 1. It depends on the weights: with PyTorch's default the plain gradient vanishes, with He's on wide maps it is right, on small maps it shrinks.
 2. Decades of gradient that the addition saves, negative where it makes things worse: default weights {default}; He's {he}; He's with batch norm {normalised}.
