@@ -22,7 +22,7 @@ from pathlib import Path
 
 from resnet_lib.paths import cache_folder, write_atomically
 from tools import measure
-from tools.chapters import ROOT, command
+from tools.chapters import ROOT, command, given
 
 FIRST = (  # what only such a machine can tell, the most wanted first
     ("tensor_cores", "throughput"),
@@ -352,13 +352,11 @@ def main(arguments: list[str] | None = None) -> int:
             return 0
         if not options.minutes > 0 or options.jobs < 0:
             raise ValueError(f"--minutes {options.minutes} must be above 0, and --jobs {options.jobs} not below 0")
-        if bad := [text for text in options.set if "=" not in text]:
-            raise ValueError(f"--set {bad[0]}: write NAME=VALUE")
         known = order()
         pairs = [tuple(text.partition("/")[::2]) for text in options.only] or known
         if unknown := [pair for pair in pairs if pair not in known]:
             raise ValueError(f"no experiment {'/'.join(unknown[0])}; there are {', '.join(map('/'.join, known))}")
-        settings = [tuple(text.split("=", 1)) for text in options.set]
+        settings = given(options.set)
         settings += [("dataset", options.dataset)] if options.dataset else []
         check_settings({chapter for chapter, _ in pairs}, options.profile, settings)
         archive = options.archive.absolute()

@@ -23,6 +23,16 @@ def command(module: str, text: str | None) -> argparse.ArgumentParser:
     return argparse.ArgumentParser(prog=f"python -m {module}", description=(text or "").partition("\n")[0])
 
 
+def given(texts: list[str]) -> list[tuple[str, str]]:
+    """Names and values of what a command line gives as --set NAME=VALUE.
+
+    Raises: ValueError naming the one without a value.
+    """
+    if bad := [text for text in texts if "=" not in text]:
+        raise ValueError(f"--set {bad[0]}: write NAME=VALUE")
+    return [tuple(text.split("=", 1)) for text in texts]
+
+
 def toc_pages(root: Path = ROOT) -> list[Path]:
     """The book's pages in reading order, as files that exist.
 

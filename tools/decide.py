@@ -12,7 +12,7 @@ import time
 from dataclasses import dataclass
 
 from tools import measure
-from tools.chapters import command
+from tools.chapters import command, given
 
 LOOKS = (3, 6, 12, 24)  # numbers of seeds at which a result may be looked at
 
@@ -108,14 +108,15 @@ def main(arguments: list[str] | None = None) -> int:
             f"error: --minutes {options.minutes} must be at least 0, --jobs {options.jobs} at least 1", file=sys.stderr
         )
         return 2
-    if bad := [text for text in options.set if "=" not in text]:
-        print(f"error: --set {bad[0]}: write NAME=VALUE", file=sys.stderr)
+    try:
+        settings = given(options.set)
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
         return 2
     todo = opened(options.profile)
     print("\n".join(map(told, todo)) or "every main test with a record is decided")
     if options.minutes:
         until = time.monotonic() + 60 * options.minutes
-        settings = [tuple(text.split("=", 1)) for text in options.set]
         try:
             print("\n".join(decide(todo, options.profile, settings, until, options.jobs)))
         except (OSError, ValueError) as error:

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from resnet_lib.parameters import declared_in
-from tools.chapters import ROOT, check, command, parse_settings, read, read_profile
+from tools.chapters import ROOT, check, command, given, parse_settings, read, read_profile
 
 
 def experiments_of(chapter: str) -> tuple:
@@ -128,9 +128,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         if options.jobs < 1:
             raise ValueError(f"--jobs {options.jobs} must be at least 1")
-        pairs = [tuple(text.split("=", 1)) for text in options.set]
-        if bad := [text for text in options.set if "=" not in text]:
-            raise ValueError(f"--set {bad[0]}: write NAME=VALUE")
+        pairs = given(options.set)
         chosen(experiments_of(options.chapter), options.only)
         known, values = parameters_of(options.chapter, options.profile, pairs)
     except (OSError, ValueError) as error:

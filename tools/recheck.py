@@ -15,7 +15,7 @@ from dataclasses import replace
 
 from tools import measure
 from tools.attest import TIMES
-from tools.chapters import ROOT, command
+from tools.chapters import ROOT, command, given
 
 DEVIATIONS = 3
 LEAST_SEEDS = 3  # from which on a deviation over seeds says something
@@ -91,8 +91,10 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     from resnet_lib import records
 
-    if bad := [text for text in options.set if "=" not in text]:
-        print(f"error: --set {bad[0]}: write NAME=VALUE", file=sys.stderr)
+    try:
+        settings = given(options.set)
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
         return 2
     if files := records.uncommitted():
         print(f"error: commit {', '.join(files)} first: a check names the commit whose code it tried", file=sys.stderr)
@@ -101,7 +103,7 @@ def main(arguments: list[str] | None = None) -> int:
     table = []
     for chapter in options.chapters or sorted({record.chapter for record in records.published()}):
         try:
-            table += check(chapter, [tuple(text.split("=", 1)) for text in options.set], until)
+            table += check(chapter, settings, until)
         except (OSError, ValueError) as error:
             print(f"error: {error}", file=sys.stderr)
             return 2
