@@ -2,7 +2,7 @@
 
 import html
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cache
 
 from resnet_lib import claims, freshness, page, parameters, records
@@ -127,36 +127,31 @@ def strip(chapter: str, found: Sequence[records.Record]) -> page.Block:
     return page.Block(f'<ul class="claims">{"".join(items)}</ul>', "\n".join(lines))
 
 
-def ledger() -> list[dict]:
-    """A row for every claim: id, section, claim, kind, chapter, verdict, effects, hardware, stale."""
-    rows = []
+def _judged() -> Iterator[tuple[claims.Claim, claims.Verdict, dict, dict]]:
+    """Every claim, its verdict by the published records, their estimates, and the strongest record of an experiment."""
     found: dict[str, list[records.Record]] = {}
     for record in records.published():
         found.setdefault(record.chapter, []).append(record)
     for claim in claims.load().values():
         of_chapter = found.get(claim.chapter, [])
         evidence = claims.evidence(of_chapter)
-        verdict = claims.judge(claim, evidence)
-        used = [r for name, r in records.strongest(of_chapter).items() if name in experiments_of(claim)]
+        yield claim, claims.judge(claim, evidence), evidence, records.strongest(of_chapter)
+
+
+def ledger() -> list[dict]:
+    """A row for every claim: id, section, claim, kind, chapter, verdict, effects, hardware, stale."""
+    rows = []
+    for claim, verdict, evidence, strongest in _judged():
+        used = [record for name, record in strongest.items() if name in experiments_of(claim)]
         effects = [
-            f"{test.when}: {evidence[test.measure]}: {_outcome(test, evidence, records.strongest(of_chapter))}"
+            f"{test.when}: {evidence[test.measure]}: {_outcome(test, evidence, strongest)}"
             for test in claim.tests
             if test.measure in evidence
         ]
-        rows.append(
-            {
-                "id": claim.id,
-                "section": claim.section,
-                "claim": claim.claim,
-                "kind": claim.kind,
-                "chapter": claim.chapter,
-                "verdict": verdict.word,
-                "because": verdict.because,
-                "effects": effects,
-                "hardware": sorted({hardware(r) for r in used}),
-                "stale": sorted({reason for r in used for reason in stale_reasons(r)}),
-            }
-        )
+        row = {name: getattr(claim, name) for name in ("id", "section", "claim", "kind", "chapter")}
+        row |= {"verdict": verdict.word, "because": verdict.because, "effects": effects}
+        row |= {"hardware": sorted({hardware(r) for r in used})}
+        rows.append(row | {"stale": sorted({reason for r in used for reason in stale_reasons(r)})})
     return rows
 
 
@@ -167,12 +162,9 @@ def chance() -> tuple[int, float]:
     of what its confidence leaves.
     """
     risks = []
-    for chapter in sorted({record.chapter for record in records.published()}):
-        evidence = claims.evidence(records.published(chapter))
-        for claim in of_chapter(chapter):
-            outcomes = claims.judge(claim, evidence).outcomes
-            tests = [test for test in claim.tests if outcomes[test.measure] in ("holds", "fails")]
-            risks += [(1 - t.confidence) / 2 for t in tests if evidence[t.measure].method != "exact"]
+    for claim, verdict, evidence, _ in _judged():
+        tests = [test for test in claim.tests if verdict.outcomes[test.measure] in ("holds", "fails")]
+        risks += [(1 - t.confidence) / 2 for t in tests if evidence[t.measure].method != "exact"]
     return len(risks), sum(risks)
 
 
