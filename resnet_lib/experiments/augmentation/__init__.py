@@ -5,6 +5,7 @@ from resnet_lib.experiments.augmentation.alone import GEOMETRIC, MODERN_OPERATIO
 from resnet_lib.experiments.augmentation.amount import AMOUNT
 from resnet_lib.experiments.augmentation.clean import CLEAN, REAL_LABELS
 from resnet_lib.experiments.augmentation.cost import COST
+from resnet_lib.experiments.augmentation.fitted import FITTED
 from resnet_lib.experiments.augmentation.inputs import NORMALISE
 from resnet_lib.experiments.augmentation.learning import MODERN, SITUATIONS, UNSEEN
 from resnet_lib.experiments.augmentation.longer import LONGER
@@ -17,6 +18,7 @@ EXPERIMENTS = (
     GEOMETRIC,
     PHOTOMETRIC,
     MODERN_OPERATIONS,
+    FITTED,
     AMOUNT,
     LONGER,
     COST,

@@ -24,9 +24,10 @@ from resnet_lib.experiments.augmentation.learning import (
 )
 from resnet_lib.study import Experiment
 
-SHARES = {1.0: "all pictures", SMALL: "a tenth"}
+SHARES = {1.0: "on all pictures", SMALL: "on a tenth"}
 WORDS = "gain", "lose", "make no clear difference"
 ENDINGS = {1.0: "", SMALL: "_at_a_tenth"}
+LOOKS = ((1.0, plots.BLUE, 0.15), (SMALL, plots.ORANGE, -0.2))  # share, colour and place on its line
 
 
 def geometric_estimates(rows, s):
@@ -97,12 +98,12 @@ def modern_finding(rows, s, e):
     photos = photo_world(s)
     best = {share: max(MODERN, key=lambda name: e[f"{name}_gain{end}"].mean) for share, end in ENDINGS.items()}
     words = [
-        f"{best[share].replace('_', ' ')} on {where}, {e[f'{best[share]}_gain{ENDINGS[share]}']}"
+        f"{best[share].replace('_', ' ')} {where}, {e[f'{best[share]}_gain{ENDINGS[share]}']}"
         for share, where in SHARES.items()
     ]
     errors = [
         f"{train_error(rows, photos, 'none', share):.3f} without augmentation and "
-        f"{train_error(rows, photos, BASE, share):.3f} with {BASE} on {where}"
+        f"{train_error(rows, photos, BASE, share):.3f} with {BASE} {where}"
         for share, where in SHARES.items()
     ]
     return (
@@ -111,13 +112,13 @@ def modern_finding(rows, s, e):
     )
 
 
-def draw_gains(ax, rows, world: str, pairs) -> dict:
+def draw_gains(ax, rows, world: str, pairs, looks=LOOKS) -> dict:
     """Gains of a over b for each (name, a, b), all pictures in blue and a tenth in orange; a dot a seed.
 
     Returns: the names of those that are clear gains, clear losses or neither, by (share, word).
     """
     clear = {}
-    for share, colour, offset in ((1.0, plots.BLUE, 0.15), (SMALL, plots.ORANGE, -0.2)):
+    for share, colour, offset in looks:
         own = of_runs(rows, world, share)
         for place, (_, a, b) in enumerate(pairs):
             found = gain(rows, world, a, b, share)
@@ -137,13 +138,13 @@ def draw_gains(ax, rows, world: str, pairs) -> dict:
     return clear
 
 
-def caption(clear: list[dict]) -> str:
+def caption(clear: list[dict], shares=SHARES) -> str:
     """What clear gains and losses there are, of several panels."""
     named = lambda share, word: dict.fromkeys(name for panel in clear for name in panel.get((share, word), []))  # noqa: E731
     some = lambda names, what: f"clear {what} from {page.listed(list(names))}" if names else f"no clear {what}"  # noqa: E731
     words = [
-        f"on {where} {some(named(share, 'gains'), 'gains')}, {some(named(share, 'losses'), 'losses')}"
-        for share, where in SHARES.items()
+        f"{where} {some(named(share, 'gains'), 'gains')}, {some(named(share, 'losses'), 'losses')}"
+        for share, where in shares.items()
     ]
     told = "; ".join(words)
     return f"{told[0].upper()}{told[1:]}. Dots are seeds, bars intervals of 95 %."
