@@ -7,7 +7,7 @@ import types
 from dataclasses import dataclass
 from pathlib import Path
 
-ZERO_TAKES_ALL = ("image_size", "train_size", "test_size", "situations_size")
+ZERO_TAKES_ALL = ("image_size", "train_size", "test_size", "situations_size", "batch_pictures")
 
 
 @dataclass(frozen=True)
