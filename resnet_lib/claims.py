@@ -3,18 +3,23 @@
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, dataclass, fields
-from math import ceil, isfinite
+from math import isfinite, sqrt
 from pathlib import Path
 
 from resnet_lib import records
 from resnet_lib.paths import digest, project_root
-from resnet_lib.stats import Estimate, quantity
+from resnet_lib.stats import Estimate, quantity, widened
 
 KINDS = ("definition", "fact", "effect")
 ROLES = ("main", "limit", "control")
 NEEDS = ("all", "any")
 WORDS = ("yes", "yes, if", "no", "cannot tell", "not yet tested")
 ON_THE_BOUND = 50  # more seeds than these settings will ever get: the effect is as large as the bound
+NEVER = 1000  # seeds that are not looked beyond
+LOOKS = (3, 6, 12, 24)  # numbers of seeds at which a result may be looked at, and decided
+# Confidence of each look's interval, by that of the rule: so four looks decide wrongly as rarely as one at the rule's
+# own. One level for all looks: Pocock 1977, doi:10.1093/biomet/64.2.191; simulated for t intervals in the tests.
+AT_EACH_LOOK = {0.95: 0.986}
 # how a rule reads; the bound goes in the braces
 DIRECTIONS = {"greater": "at least {}", "less": "at most {}", "within": "within ±{}", "outside": "beyond ±{}"}
 
@@ -100,8 +105,9 @@ def needed(test: Test) -> str:
 
 
 def outcome(test: Test, estimate: Estimate) -> str:
-    """Whether the whole interval satisfies the rule ("holds"), violates it ("fails") or neither.
+    """Whether the whole interval of a look satisfies the rule ("holds"), violates it ("fails") or neither.
 
+    A control decides nothing of what is asked, so it is judged by the interval as it is.
     Raises: ValueError if the estimate, unless it is exact, has another confidence, or if it has another unit.
     """
     if estimate.method != "exact" and estimate.confidence != test.confidence:
@@ -110,7 +116,8 @@ def outcome(test: Test, estimate: Estimate) -> str:
         )
     if estimate.unit and estimate.unit != test.unit:
         raise ValueError(f"{test.measure}: the estimate is in {estimate.unit!r}, the rule in {test.unit!r}")
-    low, high, bound = estimate.low, estimate.high, test.bound
+    estimate, bound = (estimate if test.role == "control" else look(estimate)), test.bound
+    low, high = estimate.low, estimate.high
     holds, fails = {
         "greater": (low >= bound, high < bound),
         "less": (high <= bound, low > bound),
@@ -118,6 +125,11 @@ def outcome(test: Test, estimate: Estimate) -> str:
         "outside": (high <= -bound or low >= bound, -bound < low and high < bound),
     }[test.direction]
     return "holds" if holds else "fails" if fails else "undecided"
+
+
+def look(estimate: Estimate) -> Estimate:
+    """The estimate with the interval that decides: wider than the one shown, since results are looked at repeatedly."""
+    return widened(estimate, AT_EACH_LOOK.get(estimate.confidence, estimate.confidence))
 
 
 def shown(test: Test, estimate: Estimate) -> str:
@@ -129,6 +141,7 @@ def shown(test: Test, estimate: Estimate) -> str:
         return "not so"
     if (test.bound > 0) != (test.direction == "greater"):  # the rule allows a loss: whatever fails it is a loss
         return "not so"
+    estimate = look(estimate)
     start = 1.0 if test.unit == "times" else 0.0  # a ratio of one is no effect
     sign = 1 if test.direction == "greater" else -1
     low, high = sorted((sign * (estimate.low - start), sign * (estimate.high - start)))
@@ -142,10 +155,15 @@ def shown(test: Test, estimate: Estimate) -> str:
 
 def seeds_to_decide(test: Test, estimate: Estimate) -> int | None:
     """About how many values would put the interval to one side of the bound, if mean and spread stay; None if never."""
+    from scipy.stats import t
+
     bounds = [test.bound] if test.direction in ("greater", "less") else [test.bound, -test.bound]
     distance = min(abs(estimate.mean - bound) for bound in bounds)
-    half = (estimate.high - estimate.low) / 2
-    return ceil(estimate.n * (half / distance) ** 2) if distance else None
+    wide = look(estimate)
+    end = (1 + wide.confidence) / 2
+    spread = (wide.high - wide.low) / 2 * sqrt(estimate.n) / t.ppf(end, estimate.n - 1)
+    enough = (n for n in range(2, NEVER) if t.ppf(end, n - 1) * spread / sqrt(n) < distance)
+    return next(enough, None) if distance else None
 
 
 def judge(claim: Claim, estimates: Mapping[str, Estimate]) -> Verdict:

@@ -154,6 +154,28 @@ def paired_change(
     return shifted(paired_ratio(rows, value, by, a, b, pair, unit, **options), -1)
 
 
+def widened(estimate: Estimate, confidence: float) -> Estimate:
+    """The same estimate with its interval at another confidence.
+
+    Exact for t and log-t, also where a constant was added to a ratio: the constant is what makes the interval's ends
+    equally far from the mean on the log scale. A bootstrap interval's arms grow as a normal one's would.
+    """
+    from scipy.stats import norm, t
+
+    if estimate.method == "exact" or confidence == estimate.confidence:
+        return estimate
+    ends = [(1 + level) / 2 for level in (confidence, estimate.confidence)]
+    wide, own = norm.ppf(ends) if estimate.method == "bootstrap" else t.ppf(ends, estimate.n - 1)
+    mean, arms = estimate.mean, (estimate.low - estimate.mean, estimate.high - estimate.mean)
+    lopsided = sum(arms)
+    if estimate.method == "log-t" and abs(lopsided) > 1e-9 * (arms[1] - arms[0]):
+        scale = -arms[0] * arms[1] / lopsided  # the mean without the constant: its ends are it times or by one factor
+        arms = tuple(scale * ((1 + arm / scale) ** (wide / own) - 1) for arm in arms)
+    else:
+        arms = tuple(arm * wide / own for arm in arms)
+    return replace(estimate, low=float(mean + arms[0]), high=float(mean + arms[1]), confidence=confidence)
+
+
 def shifted(estimate: Estimate, by: float, sign: int = 1) -> Estimate:
     """An estimate plus a constant; with sign=-1 the constant minus the estimate."""
     ends = sorted(by + sign * end for end in (estimate.low, estimate.high))

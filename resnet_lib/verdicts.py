@@ -159,7 +159,7 @@ def chance() -> tuple[int, float]:
     """How many tests an interval has decided, and how many of these chance alone would decide wrongly at the most.
 
     A decision is wrong if the truth lies on the other side of the bound, which one end of an interval misses with half
-    of what its confidence leaves.
+    of what its confidence leaves; all the looks at a test together no more often (claims.AT_EACH_LOOK).
     """
     risks = []
     for claim, verdict, evidence, _ in _judged():

@@ -4,7 +4,9 @@ from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
+import scipy.stats
 import yaml
 
 from resnet_lib import claims, records
@@ -53,6 +55,20 @@ def judged(needs="any", **spans):
     both = [claims.judge(claim(*order, needs=needs), found) for order in (tests, tests[::-1])]
     assert both[0].word == both[1].word in claims.WORDS
     return both[0]
+
+
+LEVELS = dict(claims.AT_EACH_LOOK)
+
+
+@pytest.fixture(autouse=True)
+def one_look(monkeypatch):
+    """Most tests here speak of the interval that decides, so it is the one that they give."""
+    monkeypatch.setattr(claims, "AT_EACH_LOOK", {})
+
+
+@pytest.fixture
+def looks(one_look, monkeypatch):
+    monkeypatch.setattr(claims, "AT_EACH_LOOK", LEVELS)
 
 
 def between(low, high, **changes):
@@ -139,13 +155,38 @@ def test_a_verdict_says_under_which_conditions_and_what_is_open():
 
 
 def test_an_open_test_says_about_how_many_runs_would_decide_it():
-    # half-width 1 at n = 5, mean 0.5 below the bound: four times the values halve it
-    assert claims.seeds_to_decide(rule(), between(-0.5, 1.5)) == 20
-    assert claims.seeds_to_decide(rule(direction="within"), between(-2.5, -0.5)) == 20  # of the nearer bound
+    # half-width 1 at n = 5, mean 0.5 below the bound: the spread is 1 · √5 / t₄, and t₁₂ of it / √13 is 0.49
+    assert claims.seeds_to_decide(rule(), between(-0.5, 1.5)) == 13
+    assert claims.seeds_to_decide(rule(direction="within"), between(-2.5, -0.5)) == 13  # of the nearer bound
     assert claims.seeds_to_decide(rule(), between(0, 2)) is None
     said = lambda low, high: claims.judge(claim(rule()), {"run/effect": between(low, high)}).because  # noqa: E731
-    assert said(-0.5, 1.5) == "Open with it (too few runs: 5, and about 20 would decide)"
+    assert said(-0.5, 1.5) == "Open with it (too few runs: 5, and about 13 would decide)"
     assert said(0.05, 1.95) == said(0.2, 2.0) == "Open with it (it lies on the bound)"
+
+
+def test_a_look_decides_by_a_wider_interval_than_the_one_shown(looks):
+    shown = between(1.0, 3.0, n=3)
+    level = claims.look(shown)
+    assert level.confidence == LEVELS[0.95] and level.mean == shown.mean
+    assert claims.outcome(rule(), shown) == "undecided" and claims.outcome(rule(bound=level.low), shown) == "holds"
+    assert claims.shown(rule(direction="less", bound=0.99), shown) == "cannot tell"
+    assert claims.outcome(replace(rule(), role="control"), shown) == "holds", "a control decides nothing"
+    assert claims.look(exact(1.0, "s")) == exact(1.0, "s")
+
+
+def test_four_looks_decide_wrongly_no_more_often_than_a_rule_says(looks):
+    """An effect on the bound, 200,000 times: at each look what is still open may be decided, half of it wrongly."""
+    (rules_own,), (level,) = LEVELS, LEVELS.values()
+    values = np.random.default_rng(0).standard_normal((200_000, claims.LOOKS[-1]))
+    wrong = {}
+    for confidence in (rules_own, level):
+        is_open, wrong[confidence] = np.ones(len(values), bool), 0.0
+        for n in claims.LOOKS:
+            mean, sd = values[:, :n].mean(1), values[:, :n].std(1, ddof=1)
+            arm = scipy.stats.t.ppf((1 + confidence) / 2, n - 1) * sd / n**0.5
+            wrong[confidence] += (is_open & (mean - arm > 0)).mean()
+            is_open &= abs(mean) <= arm
+    assert wrong[level] <= (1 - rules_own) / 2 < 0.07 < wrong[rules_own]
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,18 @@ import pytest
 import scipy.stats
 
 from resnet_lib import stats
-from resnet_lib.stats import Estimate, equivalent, exact, interval, paired, paired_rows, seeds_needed, summarise
+from resnet_lib.stats import (
+    Estimate,
+    equivalent,
+    exact,
+    interval,
+    paired,
+    paired_rows,
+    seeds_needed,
+    shifted,
+    summarise,
+    widened,
+)
 
 A = [0.91, 0.93, 0.90, 0.95, 0.92]
 B = [0.90, 0.90, 0.89, 0.93, 0.92]
@@ -43,6 +54,18 @@ def test_bootstrap_repeats_with_its_seed():
 def test_interval_is_finite_and_holds_the_mean(values, method):
     e = interval(values, method=method)
     assert np.isfinite([e.low, e.high]).all() and e.low <= e.mean <= e.high
+
+
+@pytest.mark.parametrize("method", ["t", "log-t"])
+@pytest.mark.parametrize(("by", "sign"), [(0, 1), (-1, 1), (1, -1)])
+def test_an_interval_at_another_confidence_is_the_one_of_the_values_themselves(method, by, sign):
+    values = [2.1, 3.3, 1.7, 2.9]
+    at = {level: shifted(interval(values, method=method, confidence=level), by, sign) for level in (0.95, 0.99)}
+    found = widened(at[0.95], 0.99)
+    assert (found.low, found.mean, found.high) == pytest.approx((at[0.99].low, at[0.99].mean, at[0.99].high))
+    assert found.confidence == 0.99 and widened(exact(3.0), 0.99) == exact(3.0)
+    skewed = interval(A * 4, method="bootstrap")
+    assert widened(skewed, 0.99).low < skewed.low < skewed.high < widened(skewed, 0.99).high
 
 
 def test_equal_values_give_no_width():

@@ -14,8 +14,6 @@ from dataclasses import dataclass
 from tools import measure
 from tools.chapters import command, given
 
-LOOKS = (3, 6, 12, 24)  # numbers of seeds at which a result may be looked at
-
 
 @dataclass(frozen=True)
 class Open:
@@ -56,10 +54,10 @@ def _open(claim: str, test, estimate, record) -> Open:
 
     have = len(record.seeds) or estimate.n
     needed = claims.seeds_to_decide(test, estimate)
-    looks = [look for look in LOOKS if look > have and needed is not None and look >= needed]
+    looks = [look for look in claims.LOOKS if look > have and needed is not None and look >= needed]
     look = looks[0] if looks else None
     again = 0 if verdicts.stale_reasons(record) else have  # runs of other code or settings do not count
-    seconds = record.wall_s / max(1, have) * ((look or LOOKS[-1]) - again)
+    seconds = record.wall_s / max(1, have) * ((look or claims.LOOKS[-1]) - again)
     return Open(record.chapter, claim, test.measure, have, look, max(0.0, seconds))
 
 

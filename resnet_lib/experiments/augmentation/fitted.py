@@ -1,7 +1,7 @@
 """The newer operations where the pictures are learnt by heart: every recipe trained until crop and flip are fitted."""
 
 from resnet_lib import page, plots, stats
-from resnet_lib.experiments.augmentation.alone import ALT, WORDS, caption, draw_gains, name_of
+from resnet_lib.experiments.augmentation.gains import ALT, WORDS, caption, draw_gains, name_of
 from resnet_lib.experiments.augmentation.learning import BASE, MODERN, TINY, gain, photo_world, world_of
 from resnet_lib.experiments.augmentation.recipes import accuracy, fitted, refuse, training
 from resnet_lib.study import Experiment
