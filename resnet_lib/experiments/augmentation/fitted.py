@@ -41,7 +41,7 @@ def runs(s) -> list[dict]:
 def estimates(rows, s):
     photos = photo_world(s)
     base = [row["train_error"] for row in rows if row["recipe"] == BASE]
-    found = {"base_train_error": stats.interval(base, unit="error"), "standard_gain": gain(rows, photos, BASE)}
+    found = {"base_train_error": stats.interval(base, unit="share"), "standard_gain": gain(rows, photos, BASE)}
     found |= {f"{name}_gain": gain(rows, photos, name) for name in ALONE}
     return found | {f"{name}_gain": gain(rows, photos, recipe, BASE) for name, recipe in NEWER.items()}
 

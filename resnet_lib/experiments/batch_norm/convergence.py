@@ -64,7 +64,7 @@ def table(rows, s):
         row |= {name: fmean(r[name] for r in runs) for name in ("steps_to_loss", "time_to_accuracy", "train_loss")}
         reached, arrived = (sum(r[name] for r in runs) for name in ("reached", "arrived"))
         row["reached"] = f"{reached}, {arrived} of {len(runs)}"
-        shown.append(row | {"accuracy": stats.interval([r["accuracy"] for r in runs], unit="accuracy")})
+        shown.append(row | {"accuracy": stats.interval([r["accuracy"] for r in runs], unit="share")})
     columns = {
         "arm": "network",
         "rate": ("rate", "g"),

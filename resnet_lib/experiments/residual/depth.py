@@ -29,7 +29,7 @@ def degradation_estimates(rows, s):
     found["deepest_gap"] = stats.paired_rows(at_deepest, "train_error", "kind", "plain", "residual", unit="error")
     found["deepest_test_gap"] = stats.paired_rows(at_deepest, "test_error", "kind", "plain", "residual", unit="error")
     own = stats.where(rows, kind="residual", depth=middle)
-    found["base_accuracy"] = stats.interval([1 - r["test_error"] for r in own], unit="accuracy")
+    found["base_accuracy"] = stats.interval([1 - r["test_error"] for r in own], unit="share")
     cells = [stats.where(rows, kind=kind, depth=depth) for kind in KINDS for depth in {r["depth"] for r in rows}]
     learnt = [stats.interval([s.chance_error - r["train_error"] for r in cell], unit="error") for cell in cells]
     return found | {"worst_arm": min(learnt, key=lambda estimate: estimate.mean)}

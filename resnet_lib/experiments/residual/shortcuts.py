@@ -65,7 +65,7 @@ def table(rows, s):
     shown = []
     for option in OPTIONS:
         own = [r for r in rows if r["option"] == option]
-        error = stats.interval([r["val_error"] for r in own], unit="error")
+        error = stats.interval([r["val_error"] for r in own], unit="share")
         shown.append(own[0] | {"error": error, "gain": gain(rows, option) if option in OTHERS else None})
     columns = {"option": "shortcut", "parameters": ("parameters", ","), "error": "validation error"}
     return page.table(shown, columns | {"gain": "gain over A"})

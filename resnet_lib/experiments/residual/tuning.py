@@ -70,7 +70,7 @@ def estimates(rows, s):
     found = {
         "lr_range_gain": wider(stats.where(ranges, norm="batch"), "kind", "residual", "plain"),
         "best_error_gain": stats.paired_rows(at_best, "error", "kind", "plain", "residual", unit="error"),
-        "best_accuracy": stats.interval(accuracy, unit="accuracy"),
+        "best_accuracy": stats.interval(accuracy, unit="share"),
     }
     if "none" in norms:
         found["no_norm_range_gain"] = wider(stats.where(ranges, norm="none"), "kind", "residual", "plain")

@@ -45,7 +45,7 @@ def estimates(rows, s):
         "train_error_to_56": stats.paired_rows(rows, "train_error", "depth", 56, 8, unit="error"),
         "flops_change": stats.exact(flops_here(s, 56) - flops_here(s, 8), "FLOPs"),
         "returns_stop": stats.exact(stops, "layers"),
-        "base_accuracy": stats.interval(base, unit="accuracy"),
+        "base_accuracy": stats.interval(base, unit="share"),
     } | ({"gain_beyond_56": gain(rows, max(layers), 56)} if max(layers) > 56 else {})
 
 

@@ -176,7 +176,7 @@ def forms_table(rows, s):
         found = {
             "form": form,
             "rate": rates[form],
-            "accuracy": stats.interval([r["accuracy"] for r in own], unit="accuracy"),
+            "accuracy": stats.interval([r["accuracy"] for r in own], unit="share"),
         }
         found["trained"] = f"{sum(not r['diverged'] for r in own)} of {len(own)}"
         found["to_target"] = fmean(r["steps_to_target"] for r in own)

@@ -149,7 +149,7 @@ def table(rows, s):
     plain_time, shown = fmean(r["time_s"] for r in rows if r["trick"] == BASELINE), []
     for trick in dict.fromkeys(r["trick"] for r in rows):
         own = [r for r in rows if r["trick"] == trick]
-        row = {"trick": trick, "accuracy": stats.interval([r["accuracy"] for r in own], unit="accuracy")}
+        row = {"trick": trick, "accuracy": stats.interval([r["accuracy"] for r in own], unit="share")}
         row |= {"loss": fmean(r["test_loss"] for r in own), "time": fmean(r["time_s"] for r in own) / plain_time}
         if trick != BASELINE:
             row |= {"gain": gain(rows, trick), "sure": sure(rows, trick)}

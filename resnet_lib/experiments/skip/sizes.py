@@ -83,7 +83,7 @@ def table(rows, s):
     for how in (*FREE, *PROJECTED):
         own = [r for r in rows if r["how"] == how]
         row = {"how": how, "parameters": own[0]["parameters"], "gain": gains.get(measure_of(how))}
-        shown.append(row | {"error": stats.interval([r["val_error"] for r in own], unit="error")})
+        shown.append(row | {"error": stats.interval([r["val_error"] for r in own], unit="share")})
     headings = {"how": "shortcut where the size halves", "parameters": ("parameters", ",")}
     return page.table(shown, headings | {"error": "validation error", "gain": "gain over no shortcut"})
 

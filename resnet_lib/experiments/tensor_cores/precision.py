@@ -106,7 +106,7 @@ def notes(rows, s):
 
 
 def finding(rows, s, e):
-    base = stats.interval([r["accuracy"] for r in trained(rows) if r["arm"] == BASELINE], unit="accuracy")
+    base = stats.interval([r["accuracy"] for r in trained(rows) if r["arm"] == BASELINE], unit="share")
     luck = e["fp32_other_seeds_change"].sd
     power = stats.seeds_needed(luck, MARGIN, paired=True) if luck else 2
     within = [arm for arm in arms_of(rows) if equivalence(rows, arm)["equivalent"]]
