@@ -81,6 +81,12 @@ def test_theory_predicts_what_is_known_of_wide_maps():
     assert gradients.predicted_decades(wide, "plain", "none", 2.0)[-1] == 0
 
 
+def test_theory_takes_both_sides_of_a_map():
+    first = lambda *side: gradients.predicted_decades([side] * 3, "plain", "none", 2.0)[0]  # noqa: E731
+    assert first(4, 8) == pytest.approx(first(8, 4)) and first(4, 4) < first(4, 8) < first(8, 8)
+    assert first(8, 8) == gradients.predicted_decades([8] * 3, "plain", "none", 2.0)[0]
+
+
 def ended(kind, depth, errors):
     row = {"what": "end", "kind": kind, "depth": depth, "rate": 0.1}
     return [row | {"seed": n, "train_error": e, "test_error": e + 0.1} for n, e in enumerate(errors)]

@@ -66,7 +66,7 @@ def test_the_closed_forms_are_what_counting_gives(layers, width, side):
     make = lambda: resnets.resnet_cifar(layers, widths=(width, 2 * width, 4 * width))  # noqa: E731
     row, shape = networks.counted_cost("x", make, side)
     assert row["parameters"] == networks.cifar_parameters(layers, width) == networks.predicted(shape, side)[0]
-    assert row["flops"] == networks.cifar_flops(layers, width, s=side) == networks.predicted(shape, side)[1]
+    assert row["flops"] == networks.cifar_flops(layers, width, side=side) == networks.predicted(shape, side)[1]
 
 
 def test_the_whole_networks_estimates_take_the_largest_difference_of_each_kind():
@@ -186,7 +186,7 @@ def test_depth_is_judged_from_8_to_56_and_from_there_to_the_deepest():
     found = depth.estimates(rows, DEEP)
     assert found["gain_to_56"].mean == pytest.approx(0.1) and found["gain_beyond_56"].mean == pytest.approx(-0.2)
     assert found["base_accuracy"].mean == pytest.approx(0.71)
-    assert found["flops_change"].mean == networks.cifar_flops(56, s=16) - networks.cifar_flops(8, s=16)
+    assert found["flops_change"].mean == networks.cifar_flops(56, side=16) - networks.cifar_flops(8, side=16)
     shallow = [r for r in rows if r["depth"] <= 56]
     assert "gain_beyond_56" not in depth.estimates(shallow, DEEP)
     fits = [r | {"train_error": 0.3} if r["depth"] == 56 else r for r in rows]
@@ -367,12 +367,13 @@ def test_the_walk_through_a_shape_counts_an_imagenet_network_on_odd_maps_too(nam
     assert networks.predicted(shape, 71) == (row["parameters"], row["flops"])
 
 
-def test_the_cost_here_is_that_of_the_pictures_at_hand():
-    s = settings(facts={"shape": [1, 12, 12], "classes": 7})
+@pytest.mark.parametrize("sides", [(12, 12), (12, 20)])
+def test_the_cost_here_is_that_of_the_pictures_at_hand(sides):
+    s = settings(facts={"shape": [1, *sides], "classes": 7})
     assert networks.cifar(s) == {"in_channels": 1, "num_classes": 7}
-    shape = networks.cifar(s) | {"widths": (6, 12, 24)}
-    row, _ = networks.counted_cost("n", lambda: resnets.resnet_cifar(20, **shape), 12, channels=1)
-    assert networks.flops_here(s, 20, 6) == row["flops"]
+    make = lambda: resnets.resnet_cifar(20, **networks.cifar(s), widths=(6, 12, 24))  # noqa: E731
+    row, shape = networks.counted_cost("n", make, sides, channels=1)
+    assert networks.flops_here(s, 20, 6) == row["flops"] == networks.predicted(shape, sides)[1]
 
 
 def test_a_network_is_judged_by_settled_statistics_and_each_error_is_of_its_own_split(monkeypatch):

@@ -20,11 +20,11 @@ GAINS = dict(zip(ARMS, ("default_init_gain", "he_init_gain", "batch_norm_gain"),
 NOISE = 0.1  # of a picture's neighbour, in standard deviations of a pixel
 
 
-def predicted_decades(sides: list[int], kind: str, norm: str, gain: float) -> list[float]:
-    """log10 of each unit's activation gradient over the last's, from the width of each unit's map alone.
+def predicted_decades(sides: list[int | tuple[int, int]], kind: str, norm: str, gain: float) -> list[float]:
+    """log10 of each unit's activation gradient over the last's, from the size of each unit's map alone.
 
     Follows the second moment upwards and the gradient's growth downwards, with random numbers in place of a network.
-    Args:    sides: width in pixels of each unit's map; gain: fan-in times the variance of a convolution's weights.
+    Args:    sides: pixels of each unit's map along a side, or along both; gain: fan-in times the variance of a convolution's weights.
     Source:  He et al. 2015b, arXiv:1502.01852, equation (14); Yang et al. 2019, arXiv:1902.08129, for batch norm.
     Departs: channels are independent, and what changes between stages is left out; zero padding is in.
     """
@@ -35,7 +35,9 @@ def predicted_decades(sides: list[int], kind: str, norm: str, gain: float) -> li
 
     x, growth = draw().relu(), []
     for side in sides:
-        linear_gain = torch.tensor((gain * (1 - 2 / (3 * side)) ** 2) ** 2 / 2)
+        height, width = (side, side) if isinstance(side, int) else side
+        kept = (1 - 2 / (3 * height)) * (1 - 2 / (3 * width))  # of a sum over nine pixels, beside zero padding
+        linear_gain = torch.tensor((gain * kept) ** 2 / 2)
         branch_gain = 1 / ((1 - 1 / math.pi) * x.var()) if norm == "batch" else linear_gain
         branch = draw() * (1.0 if norm == "batch" else (linear_gain * x.square().mean()).sqrt())
         total = branch + x if kind == "residual" else branch
@@ -137,9 +139,10 @@ def draw_front(rows, s):
 
 
 def _curves(axes, rows, s):
-    depth, width = max(s.init_depths), s.facts["shape"][-1]
+    depth, (_, height, width) = max(s.init_depths), s.facts["shape"]
     rows, units = [r for r in rows if r["what"] == "norm" and r["depth"] == depth], (depth - 2) // 2
-    sides = [max(1, width >> stage) for stage in range(3) for _ in range(units // 3)]
+    stages = [tuple(max(1, side >> stage) for side in (height, width)) for stage in range(3)]
+    sides = [size for size in stages for _ in range(units // 3)]
     for ax, (arm, (_, norm, gain)) in zip(axes, ARMS.items(), strict=True):
         plots.lines(ax, [r for r in rows if r["arm"] == arm], "unit", "decades", by="kind")
         for kind, colour in plots.COLOURS.items():

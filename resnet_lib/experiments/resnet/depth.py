@@ -220,7 +220,7 @@ def cost(s, depth: int) -> list[dict]:
         step()
     weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
     row = {"what": "cost", "parameters": resnets.count_parameters(model)}
-    row["flops"] = predicted(model.config, s.facts["shape"][2])[1]
+    row["flops"] = predicted(model.config, s.facts["shape"][1:])[1]
     row["activation_bytes"] = sum(size for at, size in saved.items() if at not in weights)
     row["step_s"] = bench.measure(step, repeats=ROUNDS, warmup=1).median
     row["peak_bytes"] = None

@@ -363,14 +363,14 @@ SIGNALS = replace(
 
 def form_times(s) -> list[dict]:
     """Seconds of one training step of each form, taking turns, and what each form costs by counting."""
-    colours, side, _ = s.facts["shape"]
+    colours, *sides = s.facts["shape"]
     images, labels = batches(s, s.pictures.train).first()
     steps, rows = {}, []
     for form in FORMS:
         model = form_network(s, form).to(s.device, memory_format=torch.channels_last)
         steps[form] = step_of(s, model, images, labels)
     for row in bench.compare(steps, reference="original", rounds=ROUNDS, warmup=1):
-        counts, _ = counted_cost(row["name"], lambda form=row["name"]: form_network(s, form), side, colours)
+        counts, _ = counted_cost(row["name"], lambda form=row["name"]: form_network(s, form), sides, colours)
         kept = {name: row[name] for name in ("time_s", "ratio", "ratio_min", "ratio_max")}
         rows.append({"what": "time", "form": row["name"]} | kept | counts)
     return rows

@@ -1,5 +1,6 @@
 """The networks of this chapter: how they are trained and judged, and what they cost, by formula and by counting."""
 
+import math
 from collections.abc import Callable, Iterator
 
 import torch
@@ -10,6 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from resnet_lib import blocks, ceilings, plots, precision, resnets, stats, train
 
 ROUNDS, COST_BATCH = 3, 8  # repetitions of each timing; pictures in a step whose cost is measured
+Side = int | tuple[int, int]  # of a picture in pixels: of a square, or height and width
 SETTLING = 8  # batches over which the norms' statistics are taken anew
 
 
@@ -44,56 +46,63 @@ def cifar_parameters(depth: int, w: int = 16, c: int = 3, classes: int = 10) -> 
     return 9 * w * w * (42 * n - 10) + 28 * n * w + 2 * w + 9 * c * w + (4 * w + 1) * classes
 
 
-def cifar_flops(depth: int, w: int = 16, c: int = 3, classes: int = 10, s: int = 32) -> int:
-    """FLOPs of one picture's forward pass; s, the side in pixels, must be a multiple of 4."""
+def cifar_flops(depth: int, w: int = 16, c: int = 3, classes: int = 10, side: Side = 32) -> int:
+    """FLOPs of one picture's forward pass, in closed form; each side in pixels must be a multiple of 4."""
     n = (depth - 2) // 6
-    return 18 * w * s * s * (c + w * (6 * n - 1)) + 8 * w * classes
+    return 18 * w * math.prod(both(side)) * (c + w * (6 * n - 1)) + 8 * w * classes
 
 
 def flops_here(s, depth: int, width: int = 16) -> int:
     """`cifar_flops` for the pictures at hand."""
-    return cifar_flops(depth, width, s.facts["shape"][0], s.facts["classes"], s.facts["shape"][2])
+    return cifar_flops(depth, width, s.facts["shape"][0], s.facts["classes"], s.facts["shape"][1:])
 
 
-def convolutions(shape: resnets.ResNetConfig, side: int) -> Iterator[tuple[int, int, int, int, int]]:
-    """Every convolution of a network as (in, out, kernel, groups, side of the map it writes)."""
-    half, channels = lambda x: (x + 1) // 2, shape.widths[0]
+def both(side: Side) -> tuple[int, int]:
+    """Height and width."""
+    return (side, side) if isinstance(side, int) else tuple(side)
+
+
+def convolutions(shape: resnets.ResNetConfig, side: Side) -> Iterator[tuple[int, int, int, int, int]]:
+    """Every convolution of a network as (in, out, kernel, groups, pixels of the map it writes)."""
+    size, channels = both(side), shape.widths[0]
+    half = lambda of: tuple((n + 1) // 2 for n in of)  # noqa: E731
     if shape.stem == "imagenet":
-        side = half(side)
-        yield shape.in_channels, channels, 7, 1, side
-        side = half(side)  # the pooling
+        size = half(size)
+        yield shape.in_channels, channels, 7, 1, math.prod(size)
+        size = half(size)  # the pooling
     else:
-        yield shape.in_channels, channels, 3, 1, side
+        yield shape.in_channels, channels, 3, 1, math.prod(size)
     for stage, (count, width) in enumerate(zip(shape.blocks, shape.widths, strict=True)):
         for index in range(count):
-            new = half(side) if stage and not index else side
+            new = half(size) if stage and not index else size
+            before, after = math.prod(size), math.prod(new)
             if shape.block == "basic":
                 out = width
-                yield channels, width, 3, 1, new
-                yield width, width, 3, 1, new
+                yield channels, width, 3, 1, after
+                yield width, width, 3, 1, after
             else:
                 out, inner = 4 * width, width * shape.width_per_group // 64 * shape.groups
-                yield channels, inner, 1, 1, side
-                yield inner, inner, 3, shape.groups, new
-                yield inner, out, 1, 1, new
-            if shape.shortcut == "B" and (channels != out or side != new):
-                yield channels, out, 1, 1, new
-            channels, side = out, new
+                yield channels, inner, 1, 1, before
+                yield inner, inner, 3, shape.groups, after
+                yield inner, out, 1, 1, after
+            if shape.shortcut == "B" and (channels != out or size != new):
+                yield channels, out, 1, 1, after
+            channels, size = out, new
 
 
-def predicted(shape: resnets.ResNetConfig, side: int) -> tuple[int, int]:
+def predicted(shape: resnets.ResNetConfig, side: Side) -> tuple[int, int]:
     """Parameters and FLOPs; every convolution is followed by a norm."""
     walk, classes = list(convolutions(shape, side)), shape.num_classes
     channels = shape.widths[-1] * blocks.BLOCKS[shape.block].expansion
     parameters = sum(k * k * i * o // g + 2 * o for i, o, k, g, _ in walk)
-    flops = sum(2 * k * k * i * o // g * side * side for i, o, k, g, side in walk)
+    flops = sum(2 * k * k * i * o // g * pixels for i, o, k, g, pixels in walk)
     return parameters + (channels + 1) * classes, flops + 2 * channels * classes
 
 
-def counted_cost(name: str, make: Callable[[], nn.Module], side: int, channels: int = 3) -> tuple[dict, object]:
+def counted_cost(name: str, make: Callable[[], nn.Module], side: Side, channels: int = 3) -> tuple[dict, object]:
     """Parameters and FLOPs of a network by counting, on the meta device; and its config."""
     with torch.device("meta"):
-        model, image = make().eval(), torch.empty(1, channels, side, side)
+        model, image = make().eval(), torch.empty(1, channels, *both(side))
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model(image)
     found = {"parameters": resnets.count_parameters(model), "flops": counter.get_total_flops()}
