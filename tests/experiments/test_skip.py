@@ -100,6 +100,17 @@ def test_joins_count_networks_not_joins_of_another_size_and_the_share_of_all_joi
     }  # fmt: skip
 
 
+def test_a_pyramids_backbone_counts_once():
+    row = {"kind": "add", "other_size": True, "direct": False, "nonlinear": True}
+    backbone = [row] * 3
+    own = [row | {"other_size": False, "nonlinear": False}] * 2
+    rows = [r | {"network": joins.BACKBONE} for r in backbone]
+    rows += [r | {"network": joins.PYRAMID} for r in backbone + own]
+    found = joins.estimates(rows, settings())
+    assert found["networks_of_different_sizes"].mean == 1
+    assert found["nonlinearity_share"].mean == pytest.approx(3 / 5)
+
+
 # ---------------------------------------------------------------- sizes
 
 

@@ -1,7 +1,6 @@
 """What is a skip between different sizes? Every join in the graphs of four networks."""
 
 from operator import add, iadd
-from statistics import fmean
 
 import torch
 import torch.nn.functional as F
@@ -77,11 +76,16 @@ def joins(s, network: str) -> list[dict]:
 
 
 def estimates(rows, s):
-    """Networks with a skip that began at another size, joins of different sizes, and joins straight into an activation."""
+    """Networks with a skip that began at another size, joins of different sizes, and joins straight into an activation.
+
+    The pyramid's backbone is a network of its own here, so its joins count once.
+    """
+    counted = [row for row in without_backbone(by_network(rows)) if row["network"] != PYRAMID]
+    total = {name: sum(row[name] for row in counted) for name in ("joins", "direct", "nonlinear")}
     return {
-        "networks_of_different_sizes": stats.exact(len({r["network"] for r in rows if r["other_size"]}), "networks"),
-        "direct": stats.exact(sum(r["direct"] for r in rows), "joins"),
-        "nonlinearity_share": stats.exact(fmean(r["nonlinear"] for r in rows), "share"),
+        "networks_of_different_sizes": stats.exact(sum(row["other_size"] > 0 for row in counted), "networks"),
+        "direct": stats.exact(total["direct"], "joins"),
+        "nonlinearity_share": stats.exact(total["nonlinear"] / total["joins"], "share"),
     }
 
 
