@@ -170,14 +170,15 @@ def points(estimate: stats.Estimate) -> str:
 
 def table(rows, s):
     best, shown = at_best(rows), {}
+    sizes = sorted({cell_of(r)[2:] for r in best}, key=lambda size: (not size[1], size[0]))
     for kind, norm in dict.fromkeys(cell_of(r)[:2] for r in best):
         shown[kind, norm] = {"network": f"{kind}, {norm}"}
-        for size, whole in sizes_of(s):
+        for size, whole in sizes:
             own = [r["accuracy"] for r in best if cell_of(r) == (kind, norm, size, whole)]
             shown[kind, norm][f"{size} {whole}"] = stats.interval(own) if own else None
     columns = {
         f"{size} {whole}": (f"batch {size}, {'all' if whole else s.batch_pictures or 'all'} pictures", points)
-        for size, whole in sizes_of(s)
+        for size, whole in sizes
     }
     return page.table(list(shown.values()), {"network": "test accuracy, points"} | columns)
 
@@ -208,16 +209,8 @@ ANYWHERE = Experiment(
     run=anywhere,
     conditions=runs,
     estimates=estimates,
-    settings=(
-        "layers",
-        "width",
-        "epochs",
-        "batch_sizes",
-        "batch_pictures",
-        "batch_epochs",
-        "batch_rates",
-        "number_format",
-    ),
+    settings=("layers", "width", "epochs", "batch_pictures", "batch_epochs", "number_format"),
+    counts=("batch_sizes", "batch_rates"),
     tiny={"layers": 3, "width": 8, "epochs": 1, "batch_sizes": [2], "batch_pictures": 32, "batch_epochs": 1}
     | {"batch_rates": [0.1]},
     finding=finding,
