@@ -87,7 +87,7 @@ def finding(rows, s, e):
             f"network, it {page.change(e['bn_alone_range_gain'], *WIDENS)}. "
         )
     return (
-        f"A rate trains if the validation error after {s.tuning_epochs} epochs is at most {100 * s.tuning_target:g} %. "
+        f"A rate trains if the validation error after {s.tuning_epochs} epoch{'s' * (s.tuning_epochs > 1)} is at most {100 * s.tuning_target:g} %. "
         f"By the addition the range of such rates, at {s.tuning_depth} layers with batch normalisation, "
         f"{page.change(e['lr_range_gain'], *WIDENS)}. {without}At each network's own best rate, chosen on the other seeds, the "
         f"validation error {page.change(e['best_error_gain'], *falls)}; the residual network then reaches an accuracy of "
