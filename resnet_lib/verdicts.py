@@ -1,8 +1,8 @@
-"""Verdicts as a reader sees them: a claim with what decided it, a chapter's strip, the ledger of all claims."""
+"""Verdicts as a reader sees them: a claim with what decided it, and a chapter's strip."""
 
 import html
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import cache
 
 from resnet_lib import claims, freshness, page, parameters, records
@@ -73,7 +73,7 @@ def block(claim: claims.Claim, found: Sequence[records.Record], judge_age: bool 
             "when": test.when + ("" if test.role == "main" else f" ({test.role})"),
             "needs": claims.needed(test),
             "found": str(evidence.get(test.measure, "–")),
-            "outcome": _outcome(test, evidence, strongest),
+            "outcome": outcome(test, evidence, strongest),
         }
         for test in claim.tests
     ]
@@ -90,19 +90,19 @@ def block(claim: claims.Claim, found: Sequence[records.Record], judge_age: bool 
     table = table if len(rows) <= LONG else page.fold(f"The {len(rows)} tests", table)
     parts = [head, page.paragraph(f"{verdict.because}."), table]
     if stale:
-        parts.append(page.paragraph(f"**Stale**: {_some(stale)}."))
+        parts.append(page.paragraph(f"**Stale**: {some(stale)}."))
     inside = [page.paragraph(f"{what}.\n\n{places(used)}")]
     inside += [page.paragraph(f"Published: {claim.published}")] if claim.published else []
     return page.stack(*parts, page.fold("What was measured, where, and what others found", *inside))
 
 
-def _some(reasons: Sequence[str], shown: int = 2) -> str:
+def some(reasons: Sequence[str], shown: int = 2) -> str:
     """The first of many reasons, and how many more there are."""
     more = len(reasons) - shown
     return ", ".join(reasons[:shown]) + (f", and {more} more" if more > 0 else "")
 
 
-def _outcome(test: claims.Test, evidence: dict, strongest: dict[str, records.Record]) -> str:
+def outcome(test: claims.Test, evidence: dict, strongest: dict[str, records.Record]) -> str:
     """How a test came out, and whether its rule is younger than the runs that it judges."""
     if test.measure not in evidence:
         return "needs a GPU" if test.gpu else "not measured"
@@ -112,8 +112,13 @@ def _outcome(test: claims.Test, evidence: dict, strongest: dict[str, records.Rec
     return word + (f" (rule written on {test.since}, after these runs)" if made < test.since else "")
 
 
+def style(word: str) -> str:
+    """The class of a verdict in the style sheet."""
+    return f"verdict-{re.sub(r'[, ]+', '-', word)}"
+
+
 def badge(word: str) -> str:
-    return f'<span class="verdict verdict-{re.sub(r"[, ]+", "-", word)}">{html.escape(word)}</span>'
+    return f'<span class="verdict {style(word)}">{html.escape(word)}</span>'
 
 
 def strip(chapter: str, found: Sequence[records.Record]) -> page.Block:
@@ -125,62 +130,6 @@ def strip(chapter: str, found: Sequence[records.Record]) -> page.Block:
         items.append(f"<li>{badge(verdict.word)} {link}</li>")
         lines.append(f"- {verdict.word}: {claim.claim} ({claim.id}; {verdict.because})")
     return page.Block(f'<ul class="claims">{"".join(items)}</ul>', "\n".join(lines))
-
-
-def _judged() -> Iterator[tuple[claims.Claim, claims.Verdict, dict, dict]]:
-    """Every claim, its verdict by the published records, their estimates, and the strongest record of an experiment."""
-    found: dict[str, list[records.Record]] = {}
-    for record in records.published():
-        found.setdefault(record.chapter, []).append(record)
-    for claim in claims.load().values():
-        of_chapter = found.get(claim.chapter, [])
-        evidence = claims.evidence(of_chapter)
-        yield claim, claims.judge(claim, evidence), evidence, records.strongest(of_chapter)
-
-
-def ledger() -> list[dict]:
-    """A row for every claim: id, section, claim, kind, chapter, verdict, effects, hardware, stale."""
-    rows = []
-    for claim, verdict, evidence, strongest in _judged():
-        used = [record for name, record in strongest.items() if name in experiments_of(claim)]
-        effects = [
-            f"{test.when}: {evidence[test.measure]}: {_outcome(test, evidence, strongest)}"
-            for test in claim.tests
-            if test.measure in evidence
-        ]
-        row = {name: getattr(claim, name) for name in ("id", "section", "claim", "kind", "chapter")}
-        row |= {"verdict": verdict.word, "because": verdict.because, "effects": effects}
-        row |= {"hardware": sorted({hardware(r) for r in used})}
-        rows.append(row | {"stale": sorted({reason for r in used for reason in stale_reasons(r)})})
-    return rows
-
-
-def chance() -> tuple[int, float]:
-    """How many tests an interval has decided, and how many of these chance alone would decide wrongly at the most.
-
-    A decision is wrong if the truth lies on the other side of the bound, which one end of an interval misses with half
-    of what its confidence leaves; all the looks at a test together no more often (claims.AT_EACH_LOOK).
-    """
-    risks = []
-    for claim, verdict, evidence, _ in _judged():
-        tests = [test for test in claim.tests if verdict.outcomes[test.measure] in ("holds", "fails")]
-        risks += [(1 - t.confidence) / 2 for t in tests if evidence[t.measure].method != "exact"]
-    return len(risks), sum(risks)
-
-
-def table(rows: Sequence[dict], linked: bool = False) -> page.Table:
-    """Rows of the ledger with their effects; linked: each claim to its place in its chapter's page."""
-    shown = [
-        {
-            "claim": row["claim"] + (f" ([{row['id']}]({row['chapter']}.html#{row['id']}))" if linked else ""),
-            "verdict": f"**{row['verdict']}**<br>{row['because']}"
-            + (f"<br>**stale**: {_some(row['stale'])}" if row["stale"] else ""),
-            "effects": "<br>".join(row["effects"]),
-            "hardware": "<br>".join(row["hardware"]),
-        }
-        for row in rows
-    ]
-    return page.table(shown, {"claim": "claim", "verdict": "verdict", "effects": "effect", "hardware": "measured on"})
 
 
 def hardware(record: records.Record) -> str:

@@ -9,7 +9,7 @@ import pytest
 
 from resnet_lib import claims, records
 from resnet_lib.parameters import declared_in
-from tools import measure, readme
+from tools import front, measure, readme
 from tools.chapters import ROOT, check, read, read_profile, toc_chapters
 
 NO_JUPYTER = """
@@ -107,9 +107,24 @@ def test_a_published_record_is_whole_small_and_has_its_provenance(path):
     assert str(Path.home()) not in path.read_text() and str(ROOT) not in path.read_text()
 
 
-def test_the_readme_shows_the_published_verdicts():
-    text = (ROOT / "README.md").read_text("utf-8")
-    assert readme.with_verdicts(text) == text, "run: python -m tools.readme"
+def test_the_readme_and_its_picture_show_what_the_records_say():
+    for path, text in readme.made().items():
+        assert path.read_text("utf-8") == text, "run: python -m tools.readme"
+
+
+def test_every_headline_on_the_front_is_what_its_numbers_say():
+    evidence = {one.chapter: claims.evidence(records.published(one.chapter)) for one in front.FINDINGS}
+    residual, skip = evidence["residual"], evidence["skip"]
+    assert residual["gradients/default_init_gain"].low > 0 > residual["gradients/he_init_gain"].high
+    assert skip["reconstruction/psnr_gain"].low > 0 > skip["reconstruction/mirror_psnr_gain"].low
+    lost, regained = (
+        evidence["batch_norm"][f"changed_pictures/{name}"] for name in ("lost_to_flatness", "own_gain_contrast_025")
+    )
+    assert lost.low > 0 and regained.low > lost.mean / 2
+    assert (
+        evidence["augmentation"]["time/gain_at_equal_time"].low > 0 > evidence["augmentation"]["time/longer_gain"].high
+    )
+    assert residual["degradation/plain_change"].low > residual["degradation/residual_change"].high
 
 
 def test_every_chapter_that_tests_a_claim_in_claims_yml_and_exists_is_in_the_book():

@@ -4,7 +4,7 @@ from dataclasses import asdict, replace
 
 import pytest
 
-from resnet_lib import claims, paths, records, stats, verdicts
+from resnet_lib import claims, ledger, paths, records, stats, verdicts
 from resnet_lib.experiments import residual
 from resnet_lib.freshness import code_of
 from tests.conftest import ROOT
@@ -19,7 +19,7 @@ def record(profile, plain, residual, **changes):
     spans = {"plain_change": plain, "residual_change": residual, "base_accuracy": (0.8, 0.9), "worst_arm": (0.3, 0.4)}
     estimates = {
         name: asdict(
-            stats.Estimate((low + high) / 2, low, high, 3, 0.95, 0.01, "t", "accuracy" if "base" in name else "error")
+            stats.Estimate((low + high) / 2, low, high, 3, 0.95, 0.01, "t", "share" if "base" in name else "error")
         )
         for name, (low, high) in spans.items()
     }
@@ -49,11 +49,11 @@ def publish(tmp_path, monkeypatch):
 
 
 def row(claim):
-    return next(r for r in verdicts.ledger() if r["id"] == claim)
+    return next(r for r in ledger.rows() if r["id"] == claim)
 
 
 def test_without_records_every_claim_is_not_yet_tested(publish):
-    rows = verdicts.ledger()
+    rows = ledger.rows()
     assert [r["id"] for r in rows] == list(claims.load())
     assert {r["verdict"] for r in rows} == {"not yet tested"}
     assert not any(r["effects"] or r["hardware"] or r["stale"] for r in rows)
@@ -98,7 +98,7 @@ def test_of_many_reasons_a_table_shows_two_and_counts_the_others(publish):
     publish(record("cpu", (0.1, 0.2), (-0.01, 0.01), code=old))
     found = row("res-degradation")
     assert len(found["stale"]) == 4
-    shown = verdicts.table([found]).text
+    shown = ledger.table([found]).text
     assert "train._start has changed, train._train has changed, and 2 more" in shown and "train.lr_at" not in shown
 
 
@@ -171,14 +171,14 @@ def test_a_record_from_uncommitted_files_says_so(publish):
 
 
 def test_chance_is_counted_over_tests_that_an_interval_has_decided(publish):
-    assert verdicts.chance() == (0, 0)
+    assert ledger.chance() == (0, 0)
     publish(record("cpu", (0.1, 0.2), (-0.01, 0.05)))  # the second lies on both sides of its bound
-    decided, wrong = verdicts.chance()
+    decided, wrong = ledger.chance()
     assert decided == 3 and wrong == pytest.approx(3 * 0.025)
     exact = record("cpu", (0.1, 0.2), (-0.01, 0.01))
     exact.estimates["plain_change"] |= {"method": "exact"}
     publish(exact)
-    assert verdicts.chance()[0] == 3
+    assert ledger.chance()[0] == 3
 
 
 def test_where_a_record_was_made_says_for_how_many_epochs(publish):
@@ -192,4 +192,4 @@ def test_an_estimate_in_another_unit_is_refused_not_compared(publish):
     wrong.estimates["plain_change"]["unit"] = "decades"
     publish(wrong)
     with pytest.raises(ValueError, match="the estimate is in 'decades', the rule in 'error'"):
-        verdicts.ledger()
+        ledger.rows()

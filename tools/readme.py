@@ -1,38 +1,46 @@
-"""Write the published verdicts into README.md, so that no number there is typed.
+"""Write what the records say into README.md, and its picture of all claims, so that no number there is typed.
 
 python -m tools.readme [--check]
 """
 
 import sys
+from pathlib import Path
 
-from resnet_lib import verdicts
+from resnet_lib import ledger
 from resnet_lib.paths import write_atomically
+from tools import front
 from tools.chapters import ROOT
 
-OPEN, CLOSE = "<!-- verdicts:", "<!-- /verdicts -->"
+OPEN, CLOSE = "<!-- findings:", "<!-- /findings -->"
+PICTURE = ROOT / "images" / "ledger.svg"
 
 
-def with_verdicts(text: str) -> str:
-    """README.md's text with the block of published verdicts made anew from claims.yml and records/."""
+def with_findings(text: str, rows: list[dict]) -> str:
+    """README.md's text with its block of counts and findings made anew from claims.yml and records/."""
     before, _, rest = text.partition(OPEN)
     mark, _, rest = rest.partition("\n")
     _, found, after = rest.partition(CLOSE)
     if not found:
         raise ValueError(f"README.md must hold the lines {OPEN} … --> and {CLOSE}")
-    rows = [row for row in verdicts.ledger() if row["verdict"] != "not yet tested"]
-    table = verdicts.table(rows) if rows else "None yet: `records/` is empty."
-    return f"{before}{OPEN}{mark}\n\n{table}\n\n{CLOSE}{after}"
+    lines = [f"{len(rows)} claims: {front.counts(rows)}.", "", *(f"- {sentence}" for sentence in front.sentences())]
+    return f"{before}{OPEN}{mark}\n\n" + "\n".join(lines) + f"\n\n{CLOSE}{after}"
+
+
+def made() -> dict[Path, str]:
+    """What the files should hold, by path."""
+    rows, path = ledger.rows(), ROOT / "README.md"
+    return {path: with_findings(path.read_text("utf-8"), rows), PICTURE: front.picture(rows)}
 
 
 def main() -> int:
-    path = ROOT / "README.md"
-    text = path.read_text("utf-8")
-    made = with_verdicts(text)
+    stale = [path for path, text in made().items() if not path.is_file() or path.read_text("utf-8") != text]
     if "--check" in sys.argv[1:]:
-        if made != text:
-            print("README.md does not show the published verdicts: run python -m tools.readme", file=sys.stderr)
-        return int(made != text)
-    write_atomically(path, made)
+        for path in stale:
+            print(f"{path.name} does not show what the records say: run python -m tools.readme", file=sys.stderr)
+        return int(bool(stale))
+    for path, text in made().items():
+        path.parent.mkdir(exist_ok=True)
+        write_atomically(path, text)
     return 0
 
 

@@ -15,9 +15,11 @@ from importlib import metadata
 from pathlib import Path
 
 from tools.chapters import ROOT, code_cells, command, read, tags, toc_pages
+from tools.front import pictured, strip, write_tests
 
 MATHJAX = "3.2.2"
 MATHJAX_PARTS = ("es5/tex-mml-chtml.js", "es5/output/chtml/fonts/", "es5/input/tex/extensions/", "LICENSE")
+FRONT = "<!-- front: all claims and the findings, from the records -->"
 RENDERERS = ("jupyter-book", "sphinx", "sphinx-book-theme", "pydata-sphinx-theme", "myst-nb")
 
 
@@ -79,6 +81,15 @@ def unpack_mathjax(archive: Path, folder: Path) -> None:
                 target.write_bytes(package.extractfile(member).read())
 
 
+def with_front(text: str) -> str:
+    """A page's text with what the records say where it asks for it, so that no number there is typed."""
+    if FRONT not in text:
+        return text
+    from resnet_lib import ledger
+
+    return text.replace(FRONT, f"{strip(ledger.rows())}\n\n{pictured()}")
+
+
 def assemble(root: Path, executed: Path, book: Path, mathjax: Path | None) -> None:
     """Everything that the pages are made of, in a folder that holds nothing else."""
     import yaml
@@ -90,18 +101,18 @@ def assemble(root: Path, executed: Path, book: Path, mathjax: Path | None) -> No
         if page.suffix == ".ipynb":
             target.write_text(json.dumps(with_outputs(page, executed / page.name)), "utf-8")
         else:
-            shutil.copy(page, target)
+            target.write_text(with_front(page.read_text("utf-8")), "utf-8")
     shutil.copy(root / "_toc.yml", book)
     config = yaml.safe_load((root / "_config.yml").read_text("utf-8"))
     config["sphinx"].pop("local_extensions", None)  # it stops a build of notebooks without outputs
     for name in ("_static", "images"):
         if (root / name).is_dir():
             shutil.copytree(root / name, book / name)
+    write_tests(book / "vendor")
     if mathjax:
         unpack_mathjax(mathjax, book / "vendor")
     else:
-        for name in ("html_extra_path", "mathjax_path"):
-            config["sphinx"]["config"].pop(name, None)
+        config["sphinx"]["config"].pop("mathjax_path", None)
     (book / "_config.yml").write_text(yaml.safe_dump(config, sort_keys=False), "utf-8")
 
 
