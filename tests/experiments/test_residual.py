@@ -253,10 +253,22 @@ def test_a_family_member_adds_an_input_to_what_was_made_from_it():
             return torch.cat([x.relu() + x, x.relu() + x.tanh()], 1)
 
     assert family.joins(Skip()) == {"additions": 1, "concatenations": 1}
-    rows = [{"network": "a", "additions": 3}, {"network": "b", "additions": 0}, {"network": "c", "additions": None}]
+    rows = [{"network": "a", "additions": 3}, {"network": "b", "additions": 0}]
     found = family.estimates(rows, settings())
     assert {name: e.mean for name, e in found.items()} == {"a": 1.0, "b": 0.0}
-    assert "c" not in found and family.FAMILY.notes([{"network": "inception_v4", "additions": None}], settings())
+
+
+@pytest.mark.parametrize(
+    ("network", "additions", "concatenations"),
+    [
+        ("resnet", 16, 0), ("resnext", 16, 0), ("resnext101", 33, 0),  # one a unit, projected shortcuts too
+        ("densenet", 0, 58), ("densenet169", 0, 82),  # one a layer; timm joins once more after each block
+        ("inception_v4", 0, 25), ("inception_resnet", 40, 43),  # as timm's graphs have them
+    ],
+)  # fmt: skip
+def test_each_relative_joins_as_often_as_its_paper_says(network, additions, concatenations):
+    (row,) = family.family(settings(), network)
+    assert (row["additions"], row["concatenations"]) == (additions, concatenations)
 
 
 @pytest.mark.parametrize(
