@@ -73,13 +73,15 @@ def _bar(test: claims.Test, found: stats.Estimate) -> dict:
     }
 
 
-def forest(bars: Sequence[dict], width: int = 100, reach: float = 3.0) -> str:
+def forest(bars: Sequence[dict], width: int = 90, reach: float = 3.0) -> str:
     """Intervals under each other as a small picture in HTML; grey is no effect, black the bound, both ends are cut."""
     place = lambda value: width * (max(-reach, min(reach, value)) + reach) / (2 * reach)  # noqa: E731
     lines, high = [f'<line x1="{place(0)}" x2="{place(0)}" y1="0" y2="100%" class="zero"/>'], 7 * len(bars) + 5
     for line, bar in enumerate(bars):
         y, (left, right) = 7 * line + 6, (place(bar["low"]), place(bar["high"]))
-        left, right = (left, right) if right - left > 3 else ((left + right) / 2 - 1.5, (left + right) / 2 + 1.5)
+        if right - left < 3:  # a count, or an interval that is cut off: still to be seen
+            middle = min(max((left + right) / 2, 2.5), width - 2.5)
+            left, right = middle - 2.5, middle + 2.5
         x = place(bar["bound"])
         lines.append(f'<line x1="{x:.1f}" x2="{x:.1f}" y1="{y - 3}" y2="{y + 3}" class="bound"/>')
         told = f"<title>{html.escape(bar['told'])}</title>"
