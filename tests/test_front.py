@@ -88,7 +88,7 @@ def test_all_tests_can_be_downloaded_as_two_tables(tmp_path, rows):
 def test_a_page_gets_the_front_only_where_it_asks_for_it():
     assert render.with_front("# A page\n") == "# A page\n"
     made = BeautifulSoup(render.with_front(f"# A page\n\n{render.FRONT}\n"), "html.parser")
-    findings = made.select(".finding")
+    findings = made.select(".findings figure")
     assert len(findings) == 3 and len(made.select(".verdict-square")) > 40
     for one in findings:
-        assert one.img["alt"] and one.p.strong.text.endswith(".") and "(n=" in one.p.text and one.a["href"]
+        assert one.img["alt"] and one.strong.text.endswith(".") and "(n=" in one.figcaption.text and one.a["href"]

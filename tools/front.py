@@ -171,7 +171,6 @@ def pictured(shown: int = 3) -> str:
         record = records.strongest(found)[one.experiment.name]
         with plots.captured() as made:
             (one.figure or one.experiment.figure)(record.rows, study.settings_of(one.experiment, record))
-        block = page.figure(made[-1], one.experiment.alt, "")
-        words = page.inline(f"{one.say(claims.evidence(found))} [How it was measured](chapters/{one.chapter}.html).")
-        parts.append(f'<div class="finding">{block.html}<p>{words}</p></div>')
+        words = f"{one.say(claims.evidence(found))} [How it was measured](chapters/{one.chapter}.html)."
+        parts.append(page.figure(made[-1], one.experiment.alt, words).html)
     return f'<div class="findings">{"".join(parts)}</div>'

@@ -6,6 +6,7 @@ python -m tools.render --profile smoke
 import hashlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -19,6 +20,10 @@ from tools.front import pictured, strip, write_tests
 
 MATHJAX = "3.2.2"
 MATHJAX_PARTS = ("es5/tex-mml-chtml.js", "es5/output/chtml/fonts/", "es5/input/tex/extensions/", "LICENSE")
+THEBE = re.compile(
+    r'(?s)<script(?: type="text/x-thebe-config")?>(?:const THEBE_JS_URL|\s*\{\s*requestKernel).*?</script>\s*'
+    r"|<(?:script|link)[^>]*sphinx-thebe\.(?:js|css)[^>]*>(?:</script>)?\s*"
+)
 FRONT = "<!-- front: all claims and the findings, from the records -->"
 RENDERERS = ("jupyter-book", "sphinx", "sphinx-book-theme", "pydata-sphinx-theme", "myst-nb")
 
@@ -154,6 +159,15 @@ def build(book: Path, work: Path) -> Path:
     return html
 
 
+def without_thebe(html: Path) -> None:
+    """Take Thebe's scripts, which no page uses, out of the pages: the theme loads them twice, and the second fails."""
+    for page in html.rglob("*.html"):
+        text = page.read_text("utf-8")
+        plain = THEBE.sub("", text)
+        if plain != text:
+            page.write_text(plain, "utf-8")
+
+
 def render(root: Path, profile: str) -> int:
     start = time.perf_counter()
     folder = root / "_build"
@@ -166,6 +180,7 @@ def render(root: Path, profile: str) -> int:
         if not fresh:
             print(f"rendering {len(toc_pages(book))} pages …", flush=True)
             built = build(book, work)
+            without_thebe(built)
             stamp.unlink(missing_ok=True)
             shutil.rmtree(html, ignore_errors=True)
             os.replace(built, html)
