@@ -1,0 +1,284 @@
+"""Skewed labels: leave them, cut the frequent classes, repeat the rare ones, weigh, adjust the logits, balance batches."""
+
+import torch
+import torch.nn.functional as F
+
+from resnet_lib import page, plots, stats, steps, train
+from resnet_lib.experiments.depths import changed
+from resnet_lib.experiments.downsampling.training import (
+    NETWORK,
+    TINY,
+    best_rates,
+    configured,
+    converged,
+    judged,
+    key_of,
+    rates_experiment,
+    refuse,
+    seeded_generator,
+    taught,
+    tried,
+    with_training,
+)
+from resnet_lib.study import Experiment
+from resnet_lib.sweep import conditions
+
+UNDER, ADJUSTED = "under-sampling", "logit adjustment"
+REMEDIES = (UNDER, "over-sampling", "balanced batches", "class weights", ADJUSTED)
+FAIR = "balanced, equally many"  # no remedy: what as many pictures would give without the skew
+ARMS = ("nothing", *REMEDIES, FAIR)
+JUDGED = (5, 50)  # pictures of the most frequent class for one of the rarest, by the rules in claims.yml
+
+
+def class_counts(most: int, ratio: float, classes: int) -> list[int]:
+    """Pictures of each class, from the most frequent to the rarest: a geometric fall, at least one of each.
+
+    Source: Cui et al. 2019, arXiv:1901.05555, §5.1, the long-tailed CIFAR.
+    """
+    return [max(1, round(most * ratio ** (-k / (classes - 1)))) for k in range(classes)]
+
+
+def first_of_each(labels: torch.Tensor, counts: dict[int, int]) -> torch.Tensor:
+    """Indices of so many first pictures of each class, or of all that there are."""
+    return torch.cat([(labels == k).nonzero()[:count, 0] for k, count in counts.items()])
+
+
+def skewed(labels: torch.Tensor, classes: int, ratio: float, seed: int) -> tuple[torch.Tensor, torch.Tensor, int]:
+    """Indices of a skewed sample, of a balanced one as large, and the rarest class; the seed draws which are rare."""
+    order = torch.randperm(classes, generator=seeded_generator(train.stream(seed, 11))).tolist()
+    most = int(torch.bincount(labels, minlength=classes).min())
+    counts = class_counts(most, ratio, classes)
+    total = sum(counts)
+    even = {k: total // classes + (place < total % classes) for place, k in enumerate(order)}
+    return first_of_each(labels, dict(zip(order, counts, strict=True))), first_of_each(labels, even), order[-1]
+
+
+def rebalanced(labels: torch.Tensor, classes: int, arm: str) -> torch.Tensor:
+    """Indices of a skewed sample's pictures as an arm trains on them: cut to the rarest, or repeated to the most."""
+    counts = torch.bincount(labels, minlength=classes)
+    if arm == UNDER:
+        return first_of_each(labels, dict.fromkeys(range(classes), int(counts.min())))
+    if arm == "over-sampling":
+        members = [(labels == k).nonzero()[:, 0] for k in range(classes)]
+        return torch.cat([own[torch.arange(int(counts.max())) % len(own)] for own in members])
+    return torch.arange(len(labels))
+
+
+def classify(logits: torch.Tensor, labels: torch.Tensor, loss: torch.Tensor) -> dict:
+    return {"loss": loss, "error": (logits.detach().argmax(1) != labels).float().mean()}
+
+
+def weighted(counts: torch.Tensor) -> train.Task:
+    """Cross-entropy in which a picture weighs N / (K · pictures of its class); judged without weights."""
+    weights = counts.sum() / (len(counts) * counts)
+
+    @steps.repeatable
+    def task(model, images, labels, generator):
+        logits = model(images).float()
+        return classify(logits, labels, F.cross_entropy(logits, labels, weights if model.training else None))
+
+    return task
+
+
+def adjusted(counts: torch.Tensor) -> train.Task:
+    """Cross-entropy of logits to which the logarithm of their class's share is added in training, and there alone.
+
+    Source: Menon et al. 2021, arXiv:2007.07314, equation (10), τ = 1.
+    """
+    prior = (counts / counts.sum()).log()
+
+    @steps.repeatable
+    def task(model, images, labels, generator):
+        logits = model(images).float()
+        return classify(logits, labels, F.cross_entropy(logits + prior if model.training else logits, labels))
+
+    return task
+
+
+class BalancedBatches:
+    """Classification of batches that it draws itself: equally many of each class, with replacement.
+
+    Of the batches that come it takes only the size. Where there are more classes than places, a batch begins at a class
+    drawn anew, so that all come equally often.
+    """
+
+    def __init__(self, s, images: torch.Tensor, labels: torch.Tensor):
+        self.s, order = s, labels.argsort(stable=True)
+        self.images, self.labels = images[order].to(s.device), labels[order].to(s.device)
+        self.counts = torch.bincount(labels, minlength=s.facts["classes"]).to(s.device)
+        self.starts = self.counts.cumsum(0) - self.counts
+        self.mean, self.std = (
+            v.to(s.device).view(1, -1, 1, 1) for v in (s.pictures.mean, s.pictures.std.clamp_min(1 / 255))
+        )
+
+    def drawn(self, size: int, generator: torch.Generator) -> torch.Tensor:
+        """Places of one batch's pictures in the sorted order, (size,)."""
+        device, classes = self.counts.device, len(self.counts)
+        first = torch.randint(classes, (1,), generator=generator, device=device)
+        wanted = (first + torch.arange(size, device=device)) % classes
+        within = torch.rand(size, generator=generator, device=device) * self.counts[wanted]
+        return self.starts[wanted] + within.long()
+
+    def __call__(self, model, images, labels, generator):
+        if model.training:
+            chosen = self.drawn(len(labels), generator)
+            images, labels = changed(self.s, self.images[chosen], generator), self.labels[chosen]
+            images = ((images / 255 - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
+        logits = model(images).float()
+        return classify(logits, labels, F.cross_entropy(logits, labels))
+
+
+def trained(s, arm: str, ratio: float, rate: float, seed: int):
+    """A network trained on a skewed sample by one remedy, in equally many steps; and the rarest class."""
+    whole, classes = s.pictures.train, s.facts["classes"]
+    skew, even, rarest = skewed(whole.labels, classes, ratio, seed)
+    chosen = even if arm == FAIR else skew
+    images, labels = whole.images[chosen], whole.labels[chosen]
+    counts, task = torch.bincount(labels, minlength=classes).float().to(s.device), None
+    if arm == "class weights":
+        task = weighted(counts)
+    elif arm == ADJUSTED:
+        task = adjusted(counts)
+    elif arm == "balanced batches":
+        task = BalancedBatches(s, images, labels)
+    kept = rebalanced(labels, classes, "over-sampling" if arm == "balanced batches" else arm)  # for the norms' averages
+    dataset = with_training(s.pictures, images[kept], labels[kept], len(whole))
+    made = taught(s, dataset, configured(s, rate, s.skew_epochs), seed, task)
+    return made, rarest, {"pictures": len(kept.unique()), "fewest": int(counts.min())}
+
+
+def rate_trial(s, arm: str, ratio: float, rate: float, seed: int) -> list[dict]:
+    """A trial of one learning rate."""
+    return tried(s, trained(s, arm, ratio, rate, seed)[0])
+
+
+def learn_skewed(s, arm: str, ratio: float, rate: float, seed: int) -> list[dict]:
+    """What a network learns from a skewed sample by one remedy, judged on test pictures of all classes."""
+    made, rarest, row = trained(s, arm, ratio, rate, seed)
+    found = judged(s, converged(made, f"{arm} at 1:{ratio:g}").model, s.pictures.test)
+    row |= {"rarest_recall": found["recalls"][rarest], "train_error": made.rows[-1]["train_error"]}
+    return [row | {name: found[name] for name in ("accuracy", "balanced_accuracy", "calibration_error")}]
+
+
+def arms(s) -> list[dict]:
+    refuse(s)
+    if not set(JUDGED) <= set(s.ratios) or min(s.ratios) <= 1:
+        raise ValueError(f"ratios={s.ratios} must be above 1, among them {JUDGED}, by the rules in claims.yml")
+    fewest = s.facts["train"] // s.facts["classes"]
+    if fewest < max(s.ratios):
+        raise ValueError(
+            f"ratios={s.ratios}: with about {fewest} pictures a class, the rarest of 1:{max(s.ratios):g} has none"
+        )
+    return conditions(arm=ARMS, ratio=sorted(s.ratios))
+
+
+NAMES, SETTINGS = ("arm", "ratio"), (*NETWORK, "skew_epochs")
+SKEW_TINY = TINY | {"skew_epochs": 1, "ratios": [5, 50]}
+SKEW_RATES = rates_experiment("imbalance_rates", rate_trial, arms, NAMES, SETTINGS, ("ratios",), SKEW_TINY)
+
+
+def rates_of(rows, s) -> dict:
+    return {"rate_of": best_rates(rows, NAMES)}
+
+
+def runs(s) -> list[dict]:
+    return [arm | {"rate": s.rate_of[key_of(arm, NAMES)], "seed": seed} for arm in arms(s) for seed in s.seeds]
+
+
+def difference(
+    rows, ratio: float, a: str, b: str, value: str = "balanced_accuracy", unit: str = "accuracy"
+) -> stats.Estimate:
+    """One arm minus another at one ratio, paired by seed."""
+    return stats.paired_rows([r for r in rows if r["ratio"] == ratio], value, "arm", a, b, unit=unit)
+
+
+def short(arm: str) -> str:
+    return arm.replace("-", "").replace(" ", "_")
+
+
+def estimates(rows, s):
+    found = {}
+    for ratio in JUDGED:
+        found[f"loss_at_{ratio}"] = difference(rows, ratio, FAIR, "nothing")
+        for arm in REMEDIES:
+            found[f"{short(arm)}_gain_at_{ratio}"] = difference(rows, ratio, arm, "nothing")
+        found[f"undersampling_over_logit_adjustment_at_{ratio}"] = difference(rows, ratio, UNDER, ADJUSTED)
+        found[f"rarest_gain_at_{ratio}"] = difference(rows, ratio, ADJUSTED, "nothing", "rarest_recall", "accuracy")
+        found[f"calibration_change_at_{ratio}"] = difference(
+            rows, ratio, UNDER, "nothing", "calibration_error", "error"
+        )
+    fair = [r["balanced_accuracy"] - 1 + s.chance_error for r in rows if r["arm"] == FAIR and r["ratio"] == max(JUDGED)]
+    return found | {"fair_over_chance": stats.interval(fair, unit="accuracy")}
+
+
+WORDS = "gains", "loses", "makes no clear difference"
+
+
+def finding(rows, s, e):
+    told = []
+    for ratio in JUDGED:
+        gains = [f"{arm} {page.change(e[f'{short(arm)}_gain_at_{ratio}'], *WORDS)}" for arm in (UNDER, ADJUSTED)]
+        told.append(
+            f"At 1:{ratio} the skew costs {e[f'loss_at_{ratio}']} of balanced accuracy; {gains[0]}, {gains[1]}, and between them "
+            f"under-sampling {page.change(e[f'undersampling_over_logit_adjustment_at_{ratio}'], 'is ahead by', 'is behind by', 'is not told apart')}."
+        )
+    worst = max(JUDGED)
+    return " ".join(told) + (
+        f" At 1:{worst}, logit adjustment changes the recall of the rarest class by {e[f'rarest_gain_at_{worst}']}, and "
+        f"under-sampling the calibration error by {e[f'calibration_change_at_{worst}']}."
+    )
+
+
+SHOWN = {"balanced_accuracy": "balanced accuracy, %", "rarest_recall": "recall of the\nrarest class, %"}
+
+
+def draw(rows, s, ratios=None):
+    ratios = sorted({r["ratio"] for r in rows}) if ratios is None else ratios
+    with plots.figure(len(SHOWN), len(ratios), height=5.4, sharex=False, sharey="row", squeeze=False) as (figure, axes):
+        for line, (value, words) in zip(axes, SHOWN.items(), strict=True):
+            for ax, ratio in zip(line, ratios, strict=True):
+                own = sorted((r for r in rows if r["ratio"] == ratio), key=lambda r: ARMS.index(r["arm"]))
+                looks = {"all": plots.BLUE}
+                plots.dots(ax, [r | {"all": "all"} for r in own], "arm", value, by="all", colours=looks, join=False)
+                ax.set_xticks(range(len(ARMS)), [arm.replace("balanced, equally many", "no skew") for arm in ARMS] if value == "rarest_recall" else [""] * len(ARMS), rotation=90, fontsize=10)  # fmt: skip
+                plots.hundredths(ax.yaxis)
+                if value == "balanced_accuracy":
+                    ax.set_title(f"1:{ratio:g}")
+            line[0].set_ylabel(words)
+    e = estimates(rows, s)
+    worst = max(JUDGED)
+    return (
+        f"At 1:{worst}, under-sampling {page.trend(e[f'undersampling_gain_at_{worst}'], 'beats', 'is worse than', 'is not told apart from')} "
+        f"doing nothing and {page.trend(e[f'undersampling_over_logit_adjustment_at_{worst}'], 'beats', 'is worse than', 'is not told apart from')} "
+        "logit adjustment. Small dots are seeds; bars: intervals of 95 %; no skew: as many pictures, balanced."
+    )
+
+
+def table(rows, s):
+    columns = ("ratio", "arm")
+    cells = stats.cell_means(rows, "balanced_accuracy", columns)
+    for name in ("rarest_recall", "calibration_error", "accuracy", "train_error", "pictures"):
+        for cell, other in zip(cells, stats.cell_means(rows, name, columns), strict=True):
+            cell[name] = other[name]
+    heads = {"ratio": ("skew", lambda value: f"1:{value:g}"), "arm": "remedy", "pictures": ("pictures used", ",.0f")}
+    heads |= {"balanced_accuracy": ("balanced accuracy", ".1%"), "rarest_recall": ("recall of the rarest", ".1%")}
+    heads |= {"calibration_error": ("calibration error", ".3f"), "train_error": ("training error", ".1%")}
+    return page.table(sorted(cells, key=lambda c: c["ratio"]), heads)
+
+
+IMBALANCE = Experiment(
+    "imbalance",
+    run=learn_skewed,
+    conditions=runs,
+    estimates=estimates,
+    settings=SETTINGS,
+    counts=("ratios",),
+    needs=SKEW_RATES,
+    choose=rates_of,
+    tiny=SKEW_RATES.tiny,
+    finding=finding,
+    figure=draw,
+    table=table,
+    alt="Dots for each remedy, a column of panels for each skew: balanced accuracy above, recall of the rarest class below, "
+    "with a small dot for each seed and bars for intervals.",
+)
