@@ -75,7 +75,7 @@ def arms(s) -> list[dict]:
 
 
 NAMES = ("share", "regime")
-CURVE_TINY = TINY | {"epochs": 1, "shares": [0.05, 0.1, 0.5, 1.0]}
+CURVE_TINY = TINY | {"epochs": 1, "shares": [0.05, 0.1, 0.6, 1.0]}
 CURVE_RATES = rates_experiment("curve_rates", rate_trial, arms, NAMES, SETTINGS, ("shares",), CURVE_TINY)
 
 
