@@ -254,6 +254,21 @@ def draw(rows, s, ratios=None):
     )
 
 
+def draw_front(rows, s):
+    """The remedies at the larger skew, for the first screen."""
+    worst = max(JUDGED)
+    shown = [{"arm": arm, "gain": difference(rows, worst, arm, "nothing")} for arm in (*REMEDIES, FAIR)]
+    with plots.figure(height=2.6) as (_, ax):
+        plots.forest(ax, shown, "arm", "gain")
+        ax.set_xlabel(f"balanced accuracy over doing nothing at 1:{worst}, points")
+        plots.hundredths(ax.xaxis)
+    found = difference(rows, worst, UNDER, ADJUSTED)
+    return (
+        f"Skewed labels: under-sampling {page.trend(found, 'beats', 'is behind', 'is not told apart from')} logit adjustment "
+        f"({found}). Last line: as many pictures without the skew. Bars: intervals of 95 %."
+    )
+
+
 def table(rows, s):
     columns = ("ratio", "arm")
     cells = stats.cell_means(rows, "balanced_accuracy", columns)
