@@ -417,7 +417,8 @@ def test_remedies_are_compared_at_their_own_ratio_by_balanced_accuracy():
         assert found[f"undersampling_gain_at_{ratio}"].mean == pytest.approx(of(skew.UNDER) - of("nothing"))
         name = f"undersampling_over_logit_adjustment_at_{ratio}"
         assert found[name].mean == pytest.approx(of(skew.UNDER) - of(skew.ADJUSTED))
-        assert found[f"rarest_gain_at_{ratio}"].mean == pytest.approx(0.5)
+        assert found[f"logit_adjustment_rarest_gain_at_{ratio}"].mean == pytest.approx(0.5)
+        assert skew.most_for_the_rarest(found, ratio) == skew.ADJUSTED
         assert found[f"calibration_change_at_{ratio}"].mean == pytest.approx(0.02)
     assert found["fair_over_chance"].mean == pytest.approx(values[skew.FAIR, 50] + 0.1 - 0.1)
 

@@ -4,7 +4,7 @@ from resnet_lib import page
 from resnet_lib.experiments.downsampling.curve import CURVE_RATES, LEARNING_CURVE
 from resnet_lib.experiments.downsampling.labels import LABEL_NOISE, NOISE_RATES
 from resnet_lib.experiments.downsampling.selection import CHOSEN, SELECTION, named
-from resnet_lib.experiments.downsampling.skew import IMBALANCE, REMEDIES, SKEW_RATES, short
+from resnet_lib.experiments.downsampling.skew import IMBALANCE, REMEDIES, SKEW_RATES, most_for_the_rarest, short
 
 EXPERIMENTS = (CURVE_RATES, LEARNING_CURVE, SELECTION, NOISE_RATES, LABEL_NOISE, SKEW_RATES, IMBALANCE)
 
@@ -47,6 +47,9 @@ def practice(e):
 
     most = {at: max(REMEDIES, key=lambda arm: e[f"imbalance/{short(arm)}_gain_at_{at}"].mean) for at in (5, 50)}
     skew = {at: over(f"imbalance/{short(arm)}_gain_at_{at}") for at, arm in most.items()}
+    own = {name.removeprefix("imbalance/"): one for name, one in e.items()}
+    found = {at: most_for_the_rarest(own, at) for at in (5, 50)}
+    rarest = {at: f"{arm} {over(f'imbalance/{short(arm)}_rarest_gain_at_{at}')}" for at, arm in found.items()}
     ends = {end: max(CHOSEN, key=lambda way: e[f"selection/{named(way)}_{end}"].mean) for end in ("mild", "heavy")}
     chosen = {end: f"the highest mean, {way}, {over(f'selection/{named(way)}_{end}')}" for end, way in ends.items()}
     lines = [
@@ -63,7 +66,7 @@ def practice(e):
         ("a skew of 1:50", f"first try {most[50]}",
          f"{most[50]} {skew[50]}; under-sampling {over('imbalance/undersampling_gain_at_50')}"),
         ("rare classes that must be found", "look at their own recall",
-         f"logit adjustment changes the rarest class's by {e['imbalance/rarest_gain_at_50']} at 1:50"),
+         f"at 1:5 {rarest[5]}; at 1:50 {rarest[50]}, of the rarest class's recall"),
         ("a tenth of wrong labels", "weigh the cost of checking them", f"they cost {e['label_noise/loss_at_10_percent']}"),
         ("four tenths of wrong labels, drawn evenly", "find and drop them, or train with a loss that doubts them",
          f"dropping suspects {over('label_noise/suspects_gain')}; GCE {over('label_noise/gce_gain')}; fewer epochs "
