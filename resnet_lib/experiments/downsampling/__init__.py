@@ -68,9 +68,13 @@ def practice(e):
         ("rare classes that must be found", "look at their own recall",
          f"at 1:5 {rarest[5]}; at 1:50 {rarest[50]}, of the rarest class's recall"),
         ("a tenth of wrong labels", "weigh the cost of checking them", f"they cost {e['label_noise/loss_at_10_percent']}"),
-        ("four tenths of wrong labels, drawn evenly", "find and drop them, or train with a loss that doubts them",
-         f"dropping suspects {over('label_noise/suspects_gain')}; GCE {over('label_noise/gce_gain')}; fewer epochs "
-         f"{over('label_noise/shorter_gain')}; smoothing {over('label_noise/smoothing_gain')}"),
+        ("four tenths of wrong labels, drawn evenly", "have labels mended before you change the loss",
+         f"exactly the wrong dropped {over('label_noise/oracle_gain')}; suspects dropped {over('label_noise/suspects_gain')}; GCE "
+         f"{over('label_noise/gce_gain')}; smoothing {over('label_noise/smoothing_gain')}; fewer epochs "
+         f"{over('label_noise/shorter_gain')}"),
+        ("as many, all of a class alike", "the same, and doubt a loss that doubts",
+         f"exactly the wrong dropped {over('label_noise/oracle_gain_by_class')}; suspects dropped "
+         f"{over('label_noise/suspects_gain_by_class')}; GCE {over('label_noise/gce_gain_by_class')}"),
         ("labels of unknown quality", "look at the suspects before dropping them",
          f"where no label is wrong, dropping suspects {over('label_noise/suspects_gain_without_noise')}"),
     ]  # fmt: skip

@@ -208,7 +208,7 @@ def draw(rows, s):
         below.axvline(0, color="grey", linewidth=1)
         below.set_yticks(range(len(REMEDIES) + 1), [*REMEDIES, ORACLE])
         below.set_ylim(len(REMEDIES) + 0.5, -0.5)
-        below.set(xlabel=f"change of test accuracy at {100 * HARD:g} % wrong labels, points")
+        below.set(xlabel=f"change at {100 * HARD:g} % wrong, points")
         plots.hundredths(below.xaxis)
     e = estimates(rows, s)
     clear = [arm for arm in REMEDIES if e[f"{SHORT[arm]}_gain"].low > 0]
