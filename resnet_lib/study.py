@@ -272,22 +272,29 @@ class Study:
         return mine | theirs if self._shows_published_first else theirs | mine
 
     def front(
-        self, answer: Callable[[dict], str], experiment: Experiment, figure: Callable[..., str] | None = None
+        self,
+        answer: Callable[[dict], str],
+        experiment: Experiment,
+        figure: Callable[..., str] | None = None,
+        second: Experiment | None = None,
     ) -> None:
-        """The first screen: the answer, the one figure that shows it, and the chapter's claims with their verdicts.
+        """The first screen: the answer, the one or two figures that show it, and the claims with their verdicts.
 
-        Args: figure: in place of the experiment's own, where that is too tall.
+        Args: figure: in place of the experiment's own, where that is too tall; second: whose figure stands below.
         """
         found = self._published()
-        strongest = records.strongest(found).get(experiment.name)
-        if strongest is None:
+        strongest = records.strongest(found)
+        shown = [replace(experiment, figure=figure or experiment.figure), *([second] if second else [])]
+        if experiment.name not in strongest:
             page.say("No measurement of this chapter has been published yet; what follows is this run's own.")
         else:
             try:
                 page.say(answer(claims.evidence(found)))
             except KeyError as error:
                 page.say(f"The published records do not hold {error} yet: the answer comes from this run, below.")
-            page.show(self._drawn(replace(experiment, figure=figure or experiment.figure), strongest))
+            for one in shown:
+                if one.name in strongest:
+                    page.show(self._drawn(one, strongest[one.name]))
         page.show(page.stack(verdicts.strip(self.chapter, found), self._setting(found)))
 
     def _setting(self, found: Sequence[records.Record]) -> page.Block:

@@ -237,6 +237,15 @@ def test_the_front_speaks_of_published_records_and_names_what_they_lack(publishe
     assert "do not hold 'size/cost' yet" in capsys.readouterr().out
 
 
+def test_a_second_figure_stands_on_the_first_screen_if_its_experiment_is_published(published, capsys):
+    made = open_study()
+    second = replace(SIZE, figure=lambda rows, s: draw(rows, s) + " Again.")
+    made.front(lambda e: "Yes.", SIZE, second=second)
+    assert "Again." in (out := capsys.readouterr().out) and out.count("Figure: ") == 2
+    made.front(lambda e: "Yes.", SIZE, second=replace(second, name="colour"))
+    assert capsys.readouterr().out.count("Figure: ") == 1
+
+
 def test_a_chapter_ends_only_when_every_experiment_was_measured_and_every_claim_judged():
     made = open_study(chapter="residual")
     with pytest.raises(AssertionError, match="not measured: size, colour"):

@@ -465,32 +465,6 @@ def test_each_form_is_judged_at_the_rate_of_its_lowest_validation_error():
 # --- cleaning
 
 
-def test_confident_learning_suspects_what_another_class_claims_with_more_than_its_usual_confidence():
-    probabilities = torch.tensor([[0.9, 0.1], [0.7, 0.3], [0.2, 0.8], [0.4, 0.6], [0.05, 0.95], [0.55, 0.45]])
-    labels = torch.tensor([0, 0, 1, 1, 0, 0])
-    # thresholds: class 0 (0.9 + 0.7 + 0.05 + 0.55) / 4 = 0.55, class 1 (0.8 + 0.6) / 2 = 0.7
-    suspects = clean.confident_learning(probabilities, labels)
-    assert suspects.tolist() == [False, False, False, False, True, False]
-
-
-def test_a_label_is_no_suspect_where_no_class_is_above_its_threshold():
-    probabilities = torch.tensor([[0.8, 0.2], [0.2, 0.8], [0.45, 0.55]])
-    labels = torch.tensor([0, 1, 0])  # thresholds 0.625 and 0.8: the third picture is above neither
-    assert not clean.confident_learning(probabilities, labels).any()
-
-
-def test_belief_is_the_probability_of_the_given_label():
-    assert clean.belief(torch.tensor([[0.9, 0.1], [0.3, 0.7]]), torch.tensor([1, 1])).tolist() == pytest.approx(
-        [0.1, 0.7]
-    )
-
-
-def test_a_tenth_of_the_labels_is_wrong_and_only_those():
-    labels = torch.arange(200) % 5
-    made, wrong = clean.with_wrong_labels(labels, 5, recipes.seeded_generator())
-    assert wrong.sum() == 20 and torch.equal(made != labels, wrong) and made.min() >= 0 and made.max() < 5
-
-
 def test_a_tenth_are_copies_of_kept_pictures_with_their_labels():
     images, labels = pictures(100, 8), torch.arange(100) % 7
     made, named, copies = clean.with_copies(images, labels, recipes.seeded_generator())

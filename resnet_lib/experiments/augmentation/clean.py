@@ -3,7 +3,7 @@
 import torch
 import torch.nn.functional as F
 
-from resnet_lib import augment, page, plots, stats, train
+from resnet_lib import augment, noise, page, plots, stats, train
 from resnet_lib.experiments.augmentation.recipes import (
     NETWORK,
     accuracy,
@@ -23,39 +23,18 @@ FOLDS = 3
 SHOWN = 6  # suspects and pairs that a page shows
 
 
-def confident_learning(probabilities: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Which labels held-out predictions contradict, (N,) bool; probabilities: (N, K).
-
-    The threshold of a class is the mean confidence in it of the pictures that are labelled so. A picture counts for the
-    class of which it is most confident among those above their thresholds; it is a suspect if that is not its label.
-
-    Source:  Northcutt et al. 2021, arXiv:1911.00068, equations (1) and (2). Departs: no noise rates, no pruning by rank.
-    """
-    classes = range(probabilities.shape[1])
-    thresholds = torch.stack([probabilities[labels == k, k].mean() for k in classes])
-    above = probabilities >= thresholds
-    guess = probabilities.where(above, torch.tensor(-1.0)).argmax(1)
-    return above.any(1) & (guess != labels)
-
-
 def held_out(s, images: torch.Tensor, labels: torch.Tensor, seed: int) -> torch.Tensor:
     """Class probabilities (N, K) of each picture by a network that was not trained on it."""
-    part = torch.arange(len(labels)) % FOLDS
-    found = torch.zeros(len(labels), len(s.pictures.class_names))
-    for fold in range(FOLDS):
-        kept = part != fold
+
+    def predict(kept, asked):
         dataset = stretched(s.pictures, images[kept], labels[kept])
         model, _ = fitted(dataset, s.standard, seed, s.depth, s.width, training(s))
         with torch.no_grad():
-            for chosen in (~kept).nonzero()[:, 0].split(500):
-                logits = model.eval()(images[chosen].to(s.device) / 255)
-                found[chosen] = logits.float().softmax(1).cpu()
-    return found
+            shown = images[asked].split(500)
+            found = [model.eval()(batch.to(s.device) / 255).float().softmax(1).cpu() for batch in shown]
+        return torch.cat(found)
 
-
-def belief(probabilities: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """How likely held-out predictions find each picture's label, (N,)."""
-    return probabilities.gather(1, labels[:, None])[:, 0]
+    return noise.held_out(predict, len(labels), FOLDS)
 
 
 def twins(images: torch.Tensor, others: torch.Tensor, least: float, device="cpu"):
@@ -89,14 +68,6 @@ def with_copies(images: torch.Tensor, labels: torch.Tensor, generator):
     return *now, torch.arange(len(labels)) >= len(kept)
 
 
-def with_wrong_labels(labels: torch.Tensor, classes: int, generator):
-    """A tenth of the labels changed to another class; which are wrong."""
-    wrong = torch.zeros(len(labels), dtype=torch.bool)
-    wrong[torch.randperm(len(labels), generator=generator)[: len(labels) // 10]] = True
-    step = torch.randint(1, classes, labels.shape, generator=generator)
-    return torch.where(wrong, (labels + step) % classes, labels), wrong
-
-
 def dirtied(s, dirt: str, seed: int):
     """Training pictures and labels with a tenth of dirt put in; what is found, by name; what is dirty."""
     generator = seeded_generator(train.stream(seed, 7))
@@ -104,11 +75,11 @@ def dirtied(s, dirt: str, seed: int):
     if dirt == "copies":
         images, labels, dirty = with_copies(images, labels, generator)
         return images, labels, {"suspects": twins(images, images, LEAST, s.device)[2]}, dirty
-    labels, dirty = with_wrong_labels(labels, len(s.pictures.class_names), generator)
+    labels, dirty = noise.symmetric(labels, len(s.pictures.class_names), 0.1, generator)
     probabilities = held_out(s, images, labels, seed)
-    given = belief(probabilities, labels)
+    given = noise.belief(probabilities, labels)
     least_believed = given <= given.kthvalue(dirty.sum().item()).values
-    suspects = confident_learning(probabilities, labels)
+    suspects = noise.confident_learning(probabilities, labels)
     return images, labels, {"suspects": suspects, "least believed": least_believed}, dirty
 
 
@@ -229,7 +200,8 @@ def real_labels(s, seed: int) -> list[dict]:
     """Suspects among the labels as they are, and pictures that are alike; of seed 0 the foremost are kept to look at."""
     train_, test, names = s.pictures.train, s.pictures.test, s.pictures.class_names
     probabilities = held_out(s, train_.images, train_.labels, seed)
-    suspects, given = confident_learning(probabilities, train_.labels), belief(probabilities, train_.labels)
+    suspects = noise.confident_learning(probabilities, train_.labels)
+    given = noise.belief(probabilities, train_.labels)
     inner = twins(train_.images, train_.images, LEAST, s.device)
     between = twins(test.images, train_.images, LEAST, s.device)
     counts = {"suspects": suspects.sum().item(), "labels": len(given), "alike_in_train": inner[2].sum().item()}
