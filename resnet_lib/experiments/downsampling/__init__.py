@@ -34,7 +34,7 @@ def answers(e):
     return f"""\
 1. A tenth of the pictures against all, at equal epochs: {page.trend(e["learning_curve/gain_equal_epochs"], *better)}, {e["learning_curve/gain_equal_epochs"]}; at equal steps: {page.trend(e["learning_curve/gain_equal_steps"], *better)}, {e["learning_curve/gain_equal_steps"]}.
 2. Hard pictures first, against random at equal steps, at 60 % kept: {page.trend(mild, *better)}, {mild}; at the smallest share: {page.trend(heavy, *better)}, {heavy}. The predicted crossing {"shows" if crossed else "does not show"}.
-3. At 1:50, under-sampling is {page.trend(under, *better)} than nothing, {under}; logit adjustment {page.trend(adjusted, *better)}, {adjusted}; under-sampling minus logit adjustment: {e["imbalance/undersampling_over_logit_adjustment_at_50"]}.
+3. At 1:50, against doing nothing, under-sampling: {page.trend(under, *better)}, {under}; logit adjustment: {page.trend(adjusted, *better)}, {adjusted}; under-sampling minus logit adjustment: {e["imbalance/undersampling_over_logit_adjustment_at_50"]}.
 4. Four tenths of wrong labels cost {evenly} drawn evenly and {by_class} by class; dropping suspects {page.change(e["label_noise/suspects_gain"], *GAINS)} and {page.change(e["label_noise/suspects_gain_by_class"], *GAINS)}.
 """
 

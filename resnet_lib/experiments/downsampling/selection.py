@@ -292,7 +292,9 @@ def draw(rows, s):
             ax.axhline(0, color="grey", linewidth=1)
             ax.set(xscale="log", title=title, ylabel="over random, points")
             plots.hundredths(ax.yaxis)
-            ax.legend(fontsize=10, ncols=2)
+            low, high = ax.get_ylim()
+            ax.set_ylim(low - 0.4 * (high - low), high)  # room for the legend
+            ax.legend(fontsize=10, ncols=2, loc="lower center")
         axes[-1].set_xticks(kept, [f"{100 * share:g}" for share in kept])
         axes[-1].minorticks_off()
         axes[-1].set_xlabel("pictures kept, %")
