@@ -5,7 +5,7 @@ from resnet_lib.experiments.augmentation.alone import GEOMETRIC, MODERN_OPERATIO
 from resnet_lib.experiments.augmentation.amount import AMOUNT
 from resnet_lib.experiments.augmentation.clean import CLEAN, REAL_LABELS
 from resnet_lib.experiments.augmentation.cost import COST
-from resnet_lib.experiments.augmentation.fitted import FITTED
+from resnet_lib.experiments.augmentation.fitted import FITTED, NEWER
 from resnet_lib.experiments.augmentation.inputs import NORMALISE
 from resnet_lib.experiments.augmentation.learning import MODERN, SITUATIONS, UNSEEN
 from resnet_lib.experiments.augmentation.longer import LONGER
@@ -63,11 +63,13 @@ def practice(e):
     words = [
         f"{name.replace('_', ' ')} {page.change(e[f'modern/{name}_gain{end}'], *BOUGHT)}" for end, name in best.items()
     ]
+    longest = max(NEWER, key=lambda name: e[f"fitted/{name}_gain"].mean)
+    fitted = f"{longest.replace('_', ' ')} {page.change(e[f'fitted/{longest}_gain'], *BOUGHT)}"
     return f"""\
 - **Flip where the label stays: photographs, not characters.** Flips {page.change(e["geometric/flip_gain"], *BOUGHT)} on photographs and {page.change(e["geometric/digits_flip_gain"], *BOUGHT)} on digits.
 - **Draw the changes that your pictures will meet.** Training on it bought, against its own kind: shifts {e["robustness/shift_gain"]}, turns {e["robustness/rotation_gain"]}, noise {e["robustness/noise_gain"]}; on unchanged pictures all five together {page.change(e["robustness/unchanged_gain"], *BOUGHT)}.
 - **Spend spare training time on augmentation, not on more epochs of the same pictures.** At equal time it {page.change(e["time/gain_at_equal_time"], *BOUGHT)}; longer training alone {page.change(e["time/longer_gain"], *BOUGHT)}.
-- **Pile on newer operations only where the network has learnt its pictures by heart.** The best of five over crop and flip: on all pictures {words[0]}; on a tenth {words[1]}.
+- **Pile on newer operations only where the network has learnt its pictures by heart.** The best of five over crop and flip: seen a few times {words[0]}; a tenth of the pictures, as many steps, {words[1]}; all of them until crop and flip are fitted, {fitted}.
 - **Draw for each picture.** One draw for a whole batch cost {e["geometric/one_draw_loss"]}.
 - **Augment whole batches on the device.** Crop and flip took {e["cost/crop_flip_share"]} of a step; single pictures in workers took {e["cost/loader_ratio"]} as long.
 - **Standardise inputs where there is no batch norm.** It {page.change(e["normalise/gain_without_batch_norm"], *BOUGHT)}; with batch norm it {page.change(e["normalise/gain_with_batch_norm"], *BOUGHT)}.
