@@ -59,12 +59,20 @@ class Search:
         return train.TrainConfig(epochs=self.epochs, batch_size=self.batch_size, device=self.device, **chosen)
 
 
+def library():
+    """Optuna, imported where it is used, without the warning of tqdm in a notebook that has no widgets."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import optuna
+    return optuna
+
+
 def sampler(name: str, seed: int | None = None):
     """An Optuna sampler with the arguments that decide its proposals written out: its defaults change by version.
 
     Source: Bergstra et al. 2011 (TPE); Optuna's own Gaussian process; Hansen 2016, arXiv:1604.00772 (CMA-ES).
     """
-    import optuna.samplers as of
+    of = library().samplers
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna_warning())
@@ -92,8 +100,7 @@ def sampler(name: str, seed: int | None = None):
 
 
 def pruner(pruned: bool, epochs: int):
-    import optuna
-
+    optuna = library()
     if not pruned:
         return optuna.pruners.NopPruner()
     return optuna.pruners.MedianPruner(
@@ -103,7 +110,7 @@ def pruner(pruned: bool, epochs: int):
 
 def optuna_warning() -> type[Warning]:
     """The class of Optuna's warnings that a feature may change."""
-    import optuna
+    optuna = library()
 
     return optuna.exceptions.ExperimentalWarning
 
@@ -166,7 +173,7 @@ def objective(pictures: data.Dataset, search: Search, seed: int = SEARCH_SEED) -
     chance = 1 - 1 / len(pictures.class_names)
 
     def error_of(trial) -> float:
-        import optuna
+        optuna = library()
 
         def report(epoch: int, error: float) -> None:
             trial.report(error, epoch)
@@ -186,8 +193,7 @@ def open_study(pictures: data.Dataset, search: Search, storage: str, seed: int |
     Args:    storage: a database URL as SQLAlchemy takes it; processes and machines that give the same one share it.
     Raises:  ValueError where the storage cannot be opened.
     """
-    import optuna
-
+    optuna = library()
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     what = {name: value for name, value in asdict(search).items() if name not in ("sampler", "device")}
     with warnings.catch_warnings():

@@ -138,9 +138,16 @@ def test_the_range_test_reads_the_steepest_fall_and_a_tenth_of_the_lowest():
     exploding = range_test.smoothed([(r, 2.0) for r in rates[:50]] + [(r, 1e6) for r in rates[50:]])
     assert len(exploding) == 50 and all(loss == pytest.approx(2.0) for _, loss in exploding)
     rows = [{"what": "read", "seed": n, "steepest": 0.3, "tenth": 0.1} for n in SEEDS]
-    e = range_test.estimates(rows, settings(basin=[0.03, 0.1]))
+    e = range_test.estimates(rows, settings(basin=[0.03, 0.1], edges=[0.02, 0.2]))
     assert e["steepest_distance"].mean == pytest.approx(1) and e["steepest_inside"].mean == 0
     assert e["tenth_inside"].mean == 1
+
+
+def test_a_basin_reaches_half_way_to_the_next_rate_tried():
+    tried = [0.01, 0.04, 0.16, 0.64]
+    assert range_test.edges([0.04, 0.16], tried) == pytest.approx([0.02, 0.32])
+    assert range_test.edges([0.64], tried) == pytest.approx([0.32, 1.28])
+    assert range_test.edges([0.01], tried) == pytest.approx([0.005, 0.02])
 
 
 def shape_settings(**changes):

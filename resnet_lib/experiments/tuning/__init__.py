@@ -23,6 +23,10 @@ EXPERIMENTS = (
     SEARCH,
 )
 
+PREFIXES = (
+    "",
+    *(f"{a}_{b}_{c}_" for a in "nw" for b in "nw" for c in "nw" if "n" in (a, b, c)),
+)  # of the factorial's shares
 WORDS = "gains", "loses", "makes no clear difference"
 
 
@@ -33,9 +37,11 @@ def most(e, prefix: str = "") -> str:
 
 def answer(e):
     """The question's answer in three sentences."""
+    first = list(dict.fromkeys(most(e, prefix) for prefix in PREFIXES))
+    decides = "depends on how far each may move" if len(first) > 1 else "was the same in all ranges tried"
     return f"""\
-**Find the learning rate first; what decides beside it depends on how far you let each lever move.**
-A rate about a factor of three off {page.change(e["rates/factor_three_loss"], "costs", "gains", "makes no clear difference")}; the best weight decay {page.change(e["decays/weight_decay_gain"], *WORDS)} against none, and label smoothing or dropout {page.change(e["settings/regularisation_gain"], *WORDS)}.
+**Which lever decides {decides}: {page.listed(first)} came first, over eight choices of ranges.**
+A learning rate about a factor of three off {page.change(e["rates/factor_three_loss"], "costs", "gains", "makes no clear difference")}; the best weight decay {page.change(e["decays/weight_decay_gain"], *WORDS)} against none, and label smoothing or dropout {page.change(e["settings/regularisation_gain"], *WORDS)}.
 Of structure, hyper-parameters and data the {most(e)} holds the largest share with wide ranges and the {most(e, "n_n_n_")} with narrow ones; over all choices of ranges the smallest share of a lever is {e["factorial/least_share"]}.
 """
 
@@ -59,7 +65,7 @@ def practice(e):
 - **Sweep the learning rate by factors of three, before all else, and again after any change of batch size, optimiser or network.** A neighbour of the best rate cost {e["rates/factor_three_loss"]}.
 - **Use a range test to place the sweep, not instead of it.** Its rate of steepest fall lay {e["range_test/steepest_distance"]} from the best one.
 - **Tune weight decay together with the learning rate.** The best one {page.change(e["decays/weight_decay_gain"], *WORDS)} against none.
-- **In a short training do not expect regularisation to pay.** Here the best of label smoothing and dropout {page.change(e["settings/regularisation_gain"], *WORDS)}.
+- **Try label smoothing and dropout last, and measure.** Here, in short trainings, the best of them {page.change(e["settings/regularisation_gain"], *WORDS)}.
 - **Give each optimiser the same number of trials, then compare.** AdamW {page.change(e["optimisers/adamw_gain"], *WORDS)} against SGD, Muon {page.change(e["optimisers/muon_gain"], *WORDS)}; no trials at all instead of some {page.change(e["optimisers/default_gain"], *WORDS)}.
 - **Search at random or with TPE, and keep the test split for the end.** `python -m resnet_lib.tune` does both; against random TPE {page.change(e["search/tpe_gain"], *WORDS)}.
 - **Say the range with every claim about what matters.** With narrow ranges the largest share was that of the {most(e, "n_n_n_")}, with wide ones that of the {most(e)}.

@@ -64,7 +64,7 @@ def rates_estimates(rows, s):
 def rates_finding(rows, s, e):
     said = "; ".join(f"{min(r):g} to {max(r):g} at {b}" for b, r in best_rates(rows, "batch_size").items())
     return (
-        f"At a batch of {s.batch_size} the rate next to the best one, a third or three times of it, costs up to "
+        f"At a batch of {s.batch_size} the worse of the two rates next to the best one costs "
         f"{e['factor_three_loss']} of accuracy. Within one standard error of the best lie, by batch size: {said}. "
         f"The best rate grows as batch size to the power of {e['exponent']}: the square-root rule says 0.5, the linear rule "
         f"1. {e['at_an_end'].mean:.0f} of these best rates lie at an end of what was tried."

@@ -90,13 +90,20 @@ def table(rows, s):
 
 
 def draw(rows, s):
-    rows = [r | {"trained": f"{r['epochs']} epochs", "kind": "noise scale"} for r in rows if r["scale"]]
+    of = known(rows)
     with plots.figure(height=3) as (_, ax):
-        plots.dots(ax, rows, "trained", "scale", by="kind", join=False)
+        for place, values in enumerate(of.values()):
+            e = stats.interval(values, method="log-t")
+            ax.plot([place - 0.1] * len(values), values, "o", color=plots.BLUE, alpha=0.6, ms=5, mew=0)
+            ax.errorbar([place], [e.mean], [[e.mean - e.low], [e.high - e.mean]], fmt="o", color=plots.BLUE, capsize=3)
         ax.axhline(s.largest_good_batch, color="black", linestyle="--", linewidth=1.2)
-        ax.set(yscale="log", xlabel="trained for", ylabel="pictures")
-        plots.log_axis(ax.yaxis, [*(r["scale"] for r in rows), s.largest_good_batch])
-    return "The gradient noise scale by training, a dot for each seed. Dashed: the largest batch that does as well as the best."
+        ax.set_xticks(range(len(of)), [f"{k} epochs" for k in of])
+        ax.set(yscale="log", xlabel="trained for", ylabel="noise scale, pictures", xlim=(-0.5, len(of) - 0.5))
+        plots.log_axis(ax.yaxis, [*(v for values in of.values() for v in values), s.largest_good_batch])
+    return (
+        "The gradient noise scale by training, a dot for each seed, and the geometric mean with its interval of 95 %. Dashed: the "
+        "largest batch that does as well as the best."
+    )
 
 
 def _chosen(rows, s) -> dict:

@@ -71,7 +71,7 @@ def estimates(rows, s):
     read, found = stats.where(rows, what="read"), {}
     for rule in RULES:
         found[f"{rule}_distance"] = stats.interval([math.log10(r[rule] / s.basin[0]) for r in read], unit="decades")
-        inside = [min(s.basin) <= r[rule] <= max(s.basin) for r in read]
+        inside = [s.edges[0] <= r[rule] <= s.edges[1] for r in read]
         found[f"{rule}_inside"] = stats.exact(sum(inside) / len(inside), "share")
     return found
 
@@ -89,7 +89,7 @@ def finding(rows, s, e):
 def draw(rows, s):
     curves, read = stats.where(rows, what="curve"), stats.where(rows, what="read")
     with plots.figure(height=3.4) as (_, ax):
-        ax.axvspan(min(s.basin) / 1.15, max(s.basin) * 1.15, color=plots.GREEN, alpha=0.25, label="basin of the sweep")
+        ax.axvspan(*s.edges, color=plots.GREEN, alpha=0.25, label="basin of the sweep")
         for n in sorted({r["seed"] for r in curves}):
             own = stats.where(curves, seed=n)
             ax.plot([r["rate"] for r in own], [r["loss"] for r in own], color=plots.BLUE, linewidth=1.2)
@@ -103,13 +103,23 @@ def draw(rows, s):
     e = estimates(rows, s)
     return (
         f"The rate of steepest fall lies in the sweep's basin in {e['steepest_inside'].mean:.0%} of the seeds, a tenth of the "
-        f"lowest's in {e['tenth_inside'].mean:.0%}. A line a seed."
+        f"lowest's in {e['tenth_inside'].mean:.0%}. The basin reaches half way to the next rate tried. A line a seed."
     )
 
 
 def _chosen(rows, s) -> dict:
-    """The basin of the sweep at the base batch size, the best rate first."""
-    return {"basin": [rate for (rate,) in basin(stats.where(rows, batch_size=s.batch_size), ("learning_rate",))]}
+    """The basin of the sweep at the base batch size, the best rate first, and its edges."""
+    own = stats.where(rows, batch_size=s.batch_size)
+    good = [rate for (rate,) in basin(own, ("learning_rate",))]
+    return {"basin": good, "edges": edges(good, sorted({r["learning_rate"] for r in own}))}
+
+
+def edges(good: list[float], tried: list[float]) -> list[float]:
+    """Half way, by factors, to the next rate tried that is not good; at an end of those tried, as far as on its other side."""
+    low, high = tried.index(min(good)), tried.index(max(good))
+    below = tried[low - 1] if low else tried[0] ** 2 / tried[1]
+    above = tried[high + 1] if high + 1 < len(tried) else tried[-1] ** 2 / tried[-2]
+    return [math.sqrt(below * tried[low]), math.sqrt(above * tried[high])]
 
 
 def _runs(s):

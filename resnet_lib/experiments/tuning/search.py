@@ -37,8 +37,7 @@ def searched(s, method: str, seed: int) -> list[dict]:
     The objective is a real training of a small network on a part of the pictures. A pruned trial costs the epochs that it
     was given, so a search with a pruner makes more trials of the same budget.
     """
-    import optuna
-
+    optuna = tune.library()
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     name, _, pruned = method.partition(", ")
     search = tune.Search(
@@ -129,6 +128,7 @@ def draw(rows, s):
                 ax.fill_between(budgets, low, high, color=COLOURS[method], alpha=0.18, linewidth=0)
         ax.set(xlabel="training spent, in full trainings", ylabel="lowest validation error so far, %")
         plots.hundredths(ax.yaxis)
+        ax.locator_params(axis="x", integer=True)
         ax.legend(fontsize=9, ncols=2)
     e = estimates(rows, s)
     clear = [m for m in shown if m != "random" and e[f"{slug(m)}_gain"].low > 0]
