@@ -45,7 +45,9 @@ def exponents(rows) -> list[float]:
         own = stats.where(rows, seed=seed)
         batches = sorted({r["batch_size"] for r in own})
         best = [stats.best_setting(stats.where(own, batch_size=b), "error", "learning_rate") for b in batches]
-        found.append(float(np.polyfit(np.log(batches), np.log(best), 1)[0]))
+        found.append(
+            round(float(np.polyfit(np.log(batches), np.log(best), 1)[0]), 9) + 0.0
+        )  # no rounding error for none
     return found
 
 
