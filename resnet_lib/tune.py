@@ -406,6 +406,8 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"{len(counted(study))} trials, {spent_min(study):.1f} minutes of training")
         print(f"test error {_mean(judged['best'])}, with the default settings {_mean(judged['default'])}")
         print(f"gain of the search: {judged['gain']}")
+        weights = importances(study).items()
+        print(f"importance: {', '.join(f'{name} {share:.0%}' for name, share in weights) or 'too few trials to tell'}")
         for path in save(study, search, judged, pictures, given["folder"]):
             print(path)
     except KeyboardInterrupt:

@@ -153,7 +153,7 @@ def test_the_command_writes_settings_that_training_and_a_chapter_take_and_judges
     call = ["--dataset", "digits", "--trials", "5", "--folder", str(tmp_path), "--seed", "0", *small]
     assert tune.main(call) == 0
     said = capsys.readouterr().out
-    assert "5 trials" in said and "test error" in said
+    assert "5 trials" in said and "test error" in said and "importance: " in said
     settings = yaml.safe_load((tmp_path / "best.yml").read_text("utf-8"))
     assert train.TrainConfig(**settings).epochs == 1
     result = json.loads((tmp_path / "result.json").read_text("utf-8"))

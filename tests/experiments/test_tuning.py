@@ -94,6 +94,8 @@ def test_conditions_hold_every_setting_so_that_maps_share_their_runs():
     key = lambda condition: tuple(sorted(condition.items()))  # noqa: E731
     assert len({*map(key, rates)} & {*map(key, decays)}) == 9 and len({*map(key, others)} & {*map(key, rates)}) == 3
     assert len(others) == 6 * 3, "a value that is the base's is no arm of its own"
+    smoothed = maps.SETTINGS.conditions(SimpleNamespace(**{**vars(s), "label_smoothing": 0.05}))
+    assert smoothed == others, "regularisation is compared with none, whatever the base has"
     for name, value, words in (
         ("rates", [0.1, 0.1], "rates="),
         ("batch_sizes", [64], "batch_sizes="),

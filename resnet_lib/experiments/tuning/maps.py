@@ -288,10 +288,6 @@ def settings_table(rows, s):
 
 def _settings(s):
     rates = _checked("setting_rates", s.setting_rates, 1)
-    if s.label_smoothing:
-        raise ValueError(
-            f"label_smoothing={s.label_smoothing} must be 0 here: it is compared with the values in smoothings"
-        )
     if unknown := set(s.schedules) - set(train.SCHEDULES):
         raise ValueError(f"schedules={s.schedules} holds {sorted(unknown)}; there are {', '.join(train.SCHEDULES)}")
     changes = [("momentum", v) for v in _checked("momenta", s.momenta, 1, high=1)]
@@ -299,9 +295,9 @@ def _settings(s):
     changes += [("schedule", v) for v in s.schedules]
     changes += [("label_smoothing", v) for v in _checked("smoothings", s.smoothings, 1, high=1)]
     changes += [("dropout", v) for v in _checked("dropouts", s.dropouts, 1, high=1)]
-    base = cell(s, 0)
+    base = cell(s, 0) | {"label_smoothing": 0.0}  # none, whatever the chapter's base has: it is what is compared with
     changes = [{}, *({name: v} for name, v in changes if base[name] != v)]
-    return [cell(s, n, learning_rate=r, **c) for c in changes for r in rates for n in s.seeds]
+    return [base | {"learning_rate": r, "seed": n} | c for c in changes for r in rates for n in s.seeds]
 
 
 SETTINGS = replace(
