@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ZERO_TAKES_ALL = ("image_size", "train_size", "test_size", "situations_size", "batch_pictures")
+MAY_BE_ZERO = (*ZERO_TAKES_ALL, "label_smoothing", "weight_decay")
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,7 @@ def problem_with(name: str, value: object, expected: str) -> str | None:
     """What is wrong with a value for a parameter declared with this annotation, or None.
 
     A whole number is fine where a float is declared; a bool is not a number. Numbers are counts, sizes and rates: above
-    0 and finite, where 0 does not take all there is. A list names at least one value.
+    0 and finite, where 0 does not take all there is or none. A list names at least one value.
     """
     outer, _, inner = expected.partition("[")
     allowed = {"float": (int, float), "int": (int,), "str": (str,), "bool": (bool,), "list": (list, tuple)}.get(outer)
@@ -93,8 +94,8 @@ def problem_with(name: str, value: object, expected: str) -> str | None:
         if not value:
             return f"parameter {name}={value!r} must hold at least one value"
         return next(filter(None, (problem_with(name, item, inner.rstrip("]")) for item in value)), None)
-    if outer in ("int", "float") and not (0 < value < math.inf or (value == 0 and name in ZERO_TAKES_ALL)):
-        return f"parameter {name}={value!r} must be {'at least 0' if name in ZERO_TAKES_ALL else 'above 0'} and finite"
+    if outer in ("int", "float") and not (0 < value < math.inf or (value == 0 and name in MAY_BE_ZERO)):
+        return f"parameter {name}={value!r} must be {'at least 0' if name in MAY_BE_ZERO else 'above 0'} and finite"
     return None
 
 

@@ -108,6 +108,8 @@ def test_what_a_chapter_says_of_its_records_can_be_said(chapter):
 
     words = importlib.import_module(f"resnet_lib.experiments.{chapter}")
     found = claims.evidence(records.published(chapter))
+    if not found:
+        pytest.skip("none of its records is published yet: it speaks of its own small run")
     for say in (words.answer, words.answers, words.practice):
         text = say(found)
         assert "nan" not in text and len(text) > 100

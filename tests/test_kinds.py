@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 from torchvision.transforms import v2
 
+from resnet_lib import tune
 from resnet_lib.experiments.augmentation import cost, learning, recipes
 from resnet_lib.experiments.skip import gan, gradients, reconstruction
 from resnet_lib.experiments.tensor_cores import networks
@@ -55,6 +56,18 @@ def test_the_augmentation_chapter_crops_and_cuts_pictures_that_are_not_square(st
     assert changed.shape == images.shape == cost.PerImage(chapter.pictures.train).transform(images).shape
     for kind in (*learning.SITUATIONS, *learning.UNSEEN):
         assert learning.corrupt(kind, images, 2.0, recipes.seeded_generator()).shape == images.shape
+
+
+def test_the_tuning_chapter_and_the_search_take_pictures_that_are_not_square(study):
+    small = {"batch_size": 16, "batch_sizes": [32], "lever_pictures": 16, "search_pictures": 32}
+    chapter = study("tuning", **small)
+    experiments = {experiment.name: experiment for experiment in chapter.experiments}
+    for name in ("structure_rates", "range_test"):
+        rows = chapter.measure(experiments[name])
+        assert rows and all(0 <= row.get("error", 0) <= 1 for row in rows)
+    search = tune.Search(epochs=1, batch_size=16, width=4, flips=True, device="cpu")
+    (row,) = tune.fitted(chapter.pictures, search, search.config(), 0).rows
+    assert 0 <= row["val_error"] <= 1
 
 
 def test_square_pictures_are_cropped_and_cut_as_ever():

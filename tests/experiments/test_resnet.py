@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from resnet_lib import blocks, resnets, stats, train
-from resnet_lib.experiments import resnet
+from resnet_lib.experiments import resnet, shapes
 from resnet_lib.experiments.resnet import depth, forms, inference, learnt, networks, tricks, units, whole
 from resnet_lib.study import Settings
 from tests.experiments.conftest import made_up_pictures, settings
@@ -65,8 +65,8 @@ def test_a_share_over_networks_weighs_each_by_its_blocks_and_takes_only_those_na
 def test_the_closed_forms_are_what_counting_gives(layers, width, side):
     make = lambda: resnets.resnet_cifar(layers, widths=(width, 2 * width, 4 * width))  # noqa: E731
     row, shape = networks.counted_cost("x", make, side)
-    assert row["parameters"] == networks.cifar_parameters(layers, width) == networks.predicted(shape, side)[0]
-    assert row["flops"] == networks.cifar_flops(layers, width, side=side) == networks.predicted(shape, side)[1]
+    assert row["parameters"] == shapes.cifar_parameters(layers, width) == networks.predicted(shape, side)[0]
+    assert row["flops"] == shapes.cifar_flops(layers, width, side=side) == networks.predicted(shape, side)[1]
 
 
 def test_the_whole_networks_estimates_take_the_largest_difference_of_each_kind():
@@ -186,7 +186,7 @@ def test_depth_is_judged_from_8_to_56_and_from_there_to_the_deepest():
     found = depth.estimates(rows, DEEP)
     assert found["gain_to_56"].mean == pytest.approx(0.1) and found["gain_beyond_56"].mean == pytest.approx(-0.2)
     assert found["base_accuracy"].mean == pytest.approx(0.71)
-    assert found["flops_change"].mean == networks.cifar_flops(56, side=16) - networks.cifar_flops(8, side=16)
+    assert found["flops_change"].mean == shapes.cifar_flops(56, side=16) - shapes.cifar_flops(8, side=16)
     shallow = [r for r in rows if r["depth"] <= 56]
     assert "gain_beyond_56" not in depth.estimates(shallow, DEEP)
     fits = [r | {"train_error": 0.3} if r["depth"] == 56 else r for r in rows]
@@ -211,8 +211,8 @@ def test_returns_stop_at_the_smallest_depth_not_told_apart_from_the_one_that_val
 def test_widths_meet_the_budget_of_resnet_20_as_nearly_as_whole_numbers_can():
     s = SimpleNamespace(facts={"shape": [3, 32, 32], "classes": 10})
     assert depth.width_for(s, 20) == 16 and depth.width_for(s, 8) > 16 > depth.width_for(s, 56)
-    budget = networks.cifar_flops(20)
-    off = lambda w: abs(networks.cifar_flops(8, w) - budget)  # noqa: E731
+    budget = shapes.cifar_flops(20)
+    off = lambda w: abs(shapes.cifar_flops(8, w) - budget)  # noqa: E731
     assert off(depth.width_for(s, 8)) == min(map(off, range(1, 100)))
     rows = [r | {"test_error": 1 - r["accuracy"]} for r in stacked({8: 0.5, 56: 0.4, 20: 0.9})]
     assert depth.width_estimates(rows, s)["deep_over_wide"].mean == pytest.approx(-0.1)
@@ -373,7 +373,7 @@ def test_the_cost_here_is_that_of_the_pictures_at_hand(sides):
     assert networks.cifar(s) == {"in_channels": 1, "num_classes": 7}
     make = lambda: resnets.resnet_cifar(20, **networks.cifar(s), widths=(6, 12, 24))  # noqa: E731
     row, shape = networks.counted_cost("n", make, sides, channels=1)
-    assert networks.flops_here(s, 20, 6) == row["flops"] == networks.predicted(shape, sides)[1]
+    assert shapes.flops_here(s, 20, 6) == row["flops"] == networks.predicted(shape, sides)[1]
 
 
 def test_a_network_is_judged_by_settled_statistics_and_each_error_is_of_its_own_split(monkeypatch):
@@ -522,8 +522,8 @@ def test_the_speed_told_is_that_of_the_surveys_block():
 def test_a_steps_cost_counts_what_is_kept_for_the_backward_pass_without_the_weights():
     s = while_measuring(made_up_pictures(side=4))
     (shallow,), (deep,) = (depth.cost(s, layers) for layers in (8, 14))
-    assert shallow["flops"] == networks.flops_here(s, 8)
-    assert shallow["parameters"] == networks.cifar_parameters(8, classes=3)
+    assert shallow["flops"] == shapes.flops_here(s, 8)
+    assert shallow["parameters"] == shapes.cifar_parameters(8, classes=3)
     maps = sum(4 * networks.COST_BATCH * 16 * wider * side**2 for side, wider in ((4, 1), (2, 2), (1, 4)))
     grown = deep["activation_bytes"] - shallow["activation_bytes"]
     assert 3 * maps <= grown < 6 * maps, "a unit more in each stage keeps a few maps of its stage"

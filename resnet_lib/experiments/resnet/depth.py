@@ -11,13 +11,12 @@ from resnet_lib.experiments.resnet.networks import (
     ROUNDS,
     batches,
     cifar,
-    cifar_parameters,
-    flops_here,
     judge,
     predicted,
     step_of,
     training,
 )
+from resnet_lib.experiments.shapes import cifar_parameters, flops_here, nearest_width
 from resnet_lib.study import Experiment
 from resnet_lib.sweep import conditions
 
@@ -137,8 +136,7 @@ def stacked(s, depth: int, width: int, epochs: int, seed: int) -> list[dict]:
 
 def width_for(s, depth: int) -> int:
     """The base width whose computation at this depth is nearest to that of ResNet-20 of width 16."""
-    budget = flops_here(s, 20)
-    return min(range(1, 200), key=lambda w: abs(flops_here(s, depth, w) - budget))
+    return nearest_width(lambda w: flops_here(s, depth, w), flops_here(s, 20))
 
 
 def width_estimates(rows, s):

@@ -40,23 +40,6 @@ def judge(s, model: nn.Module) -> dict[str, float]:
     return {"val_error": val["error"], "test_error": test["error"], "test_loss": test["loss"]}
 
 
-def cifar_parameters(depth: int, w: int = 16, c: int = 3, classes: int = 10) -> int:
-    """Parameters of a CIFAR ResNet with shortcut A, in closed form."""
-    n = (depth - 2) // 6
-    return 9 * w * w * (42 * n - 10) + 28 * n * w + 2 * w + 9 * c * w + (4 * w + 1) * classes
-
-
-def cifar_flops(depth: int, w: int = 16, c: int = 3, classes: int = 10, side: Side = 32) -> int:
-    """FLOPs of one picture's forward pass, in closed form; each side in pixels must be a multiple of 4."""
-    n = (depth - 2) // 6
-    return 18 * w * math.prod(both(side)) * (c + w * (6 * n - 1)) + 8 * w * classes
-
-
-def flops_here(s, depth: int, width: int = 16) -> int:
-    """`cifar_flops` for the pictures at hand."""
-    return cifar_flops(depth, width, s.facts["shape"][0], s.facts["classes"], s.facts["shape"][1:])
-
-
 def both(side: Side) -> tuple[int, int]:
     """Height and width."""
     return (side, side) if isinstance(side, int) else tuple(side)

@@ -4,7 +4,8 @@ import torch
 from torch import nn
 
 from resnet_lib import page, resnets, stats, train
-from resnet_lib.experiments.resnet.networks import cifar_flops, cifar_parameters, counted_cost, predicted
+from resnet_lib.experiments.resnet.networks import counted_cost, predicted
+from resnet_lib.experiments.shapes import cifar_flops, cifar_parameters
 from resnet_lib.study import Experiment
 
 IMAGENET = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
