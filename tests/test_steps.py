@@ -260,7 +260,10 @@ def test_a_training_interrupted_while_replayed_resumes(digits, graphs, tmp_path)
     groups = torch.load(file, weights_only=True)["optimizer"]["param_groups"]
     assert all(isinstance(group["lr"], float) and not group["capturable"] for group in groups)
     resumed = fit(digits, config, checkpoint=file)
-    assert (weights(resumed.model) - weights(whole.model)).norm() / weights(whole.model).norm() < 1e-4
+    off = (weights(resumed.model) - weights(whole.model)).norm() / weights(whole.model).norm()
+    assert (
+        off < 1e-3
+    )  # other steps are replayed, so other roundings; AdamW makes them larger, by how much the CPU decides
 
 
 def counting():
