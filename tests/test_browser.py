@@ -12,7 +12,7 @@ WIDTHS = (390, 768, 1280)
 CHROMIUM = next(
     (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
 )
-MOST_BYTES = 1_500_000  # of a page with all that it loads for itself: what the pages share is loaded once
+MOST_BYTES = 2_000_000  # of a page with all that it loads for itself: what the pages share is loaded once
 SPILLS = """() => [...document.querySelectorAll("article *")].filter(one => {
     const box = one.getBoundingClientRect();
     for (let up = one; up; up = up.parentElement) if (getComputedStyle(up).overflowX !== "visible") return false;
