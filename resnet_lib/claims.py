@@ -132,6 +132,11 @@ def look(estimate: Estimate) -> Estimate:
     return widened(estimate, AT_EACH_LOOK.get(estimate.confidence, estimate.confidence))
 
 
+def no_effect(test: Test) -> float:
+    """The value of a test's measure where there is no effect: a ratio of one, a difference of zero."""
+    return 1.0 if test.unit == "times" else 0.0
+
+
 def shown(test: Test, estimate: Estimate) -> str:
     """How a test came out, in words that tell an effect too small from none and from its opposite."""
     result = outcome(test, estimate)
@@ -142,7 +147,7 @@ def shown(test: Test, estimate: Estimate) -> str:
     if (test.bound > 0) != (test.direction == "greater"):  # the rule allows a loss: whatever fails it is a loss
         return "not so"
     estimate = look(estimate)
-    start = 1.0 if test.unit == "times" else 0.0  # a ratio of one is no effect
+    start = no_effect(test)
     sign = 1 if test.direction == "greater" else -1
     low, high = sorted((sign * (estimate.low - start), sign * (estimate.high - start)))
     margin = sign * (test.bound - start)

@@ -20,7 +20,7 @@ def _judged() -> Iterator[tuple[claims.Claim, claims.Verdict, dict, dict]]:
 
 def rows() -> list[dict]:
     """A row for every claim, with its verdict and why, what its tests measured, where, and what is stale of that."""
-    found = []
+    found, reasons = [], {}  # why each record is stale, asked once: several claims may rest on it
     for claim, verdict, evidence, strongest in _judged():
         used = [record for name, record in strongest.items() if name in verdicts.experiments_of(claim)]
         judged = [(test, evidence[test.measure]) for test in claim.tests if test.measure in evidence]
@@ -33,7 +33,11 @@ def rows() -> list[dict]:
         row["tests"] = [_told(test, evidence.get(test.measure), verdict.outcomes[test.measure]) for test in claim.tests]
         row["hardware"] = sorted({verdicts.hardware(r) for r in used})
         row["machines"] = sorted({records.machine(made["device"]) for r in used for made in r.made})
-        found.append(row | {"stale": sorted({reason for r in used for reason in verdicts.stale_reasons(r)})})
+        for record in used:
+            name = record.chapter, record.experiment
+            if name not in reasons:
+                reasons[name] = verdicts.stale_reasons(record)
+        found.append(row | {"stale": sorted({why for r in used for why in reasons[r.chapter, r.experiment]})})
     return found
 
 
@@ -59,7 +63,7 @@ def chance() -> tuple[int, float]:
 
 def _bar(test: claims.Test, found: stats.Estimate) -> dict:
     """A test's interval in units of its bound, on the claim's side: 0 is no effect, 1 the smallest that matters."""
-    start = 1.0 if test.unit == "times" else 0.0
+    start = claims.no_effect(test)
     scale = abs(test.bound - start) or 1.0
     sign = -1 if test.direction == "less" and test.bound >= start else 1
     low, high = sorted(sign * (end - start) / scale for end in (found.low, found.high))

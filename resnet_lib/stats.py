@@ -210,6 +210,12 @@ def best_setting(rows: Iterable[dict], value: str, setting: str, highest: bool =
     return min(sorted(means), key=lambda key: -means[key] if highest else means[key])
 
 
+def at_an_end(chosen: Iterable, tried: Iterable) -> int:
+    """How many of the chosen values are the lowest or the highest that was tried, beyond which a better one may lie."""
+    tried = list(tried)
+    return sum(value in (min(tried), max(tried)) for value in chosen)
+
+
 def _ratios(a: list[float], b: list[float]) -> np.ndarray:
     a, b = _finite(a), _finite(b)
     if not b.all():

@@ -74,7 +74,7 @@ def test_the_picture_of_the_readme_is_well_formed_and_counts_like_the_ledger(row
 
 
 def test_all_tests_can_be_downloaded_as_two_tables(tmp_path, rows):
-    front.write_tests(tmp_path)
+    front.write_tests(tmp_path, rows)
     told = json.loads((tmp_path / "ledger.json").read_text("utf-8"))
     with open(tmp_path / "ledger.csv", encoding="utf-8", newline="") as file:
         lines = list(csv.DictReader(file))
@@ -85,9 +85,9 @@ def test_all_tests_can_be_downloaded_as_two_tables(tmp_path, rows):
     assert measured and all(one["low"] <= one["mean"] <= one["high"] for one in measured)
 
 
-def test_a_page_gets_the_front_only_where_it_asks_for_it():
-    assert render.with_front("# A page\n") == "# A page\n"
-    made = BeautifulSoup(render.with_front(f"# A page\n\n{render.FRONT}\n"), "html.parser")
+def test_a_page_gets_the_front_only_where_it_asks_for_it(rows):
+    assert render.with_front("# A page\n", rows) == "# A page\n"
+    made = BeautifulSoup(render.with_front(f"# A page\n\n{render.FRONT}\n", rows), "html.parser")
     findings = made.select(".findings figure")
     assert len(findings) == 3 and len(made.select(".verdict-square")) > 40
     for one in findings:

@@ -225,3 +225,8 @@ def test_estimate_reads_well():
 def test_bad_input_is_named(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_values_at_an_end_of_those_tried_are_counted():
+    assert stats.at_an_end([0.1, 0.3, 0.3, 0.03], (rate for rate in (0.03, 0.3, 0.1))) == 3
+    assert stats.at_an_end([0.1], [0.03, 0.1, 0.3]) == 0

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from resnet_lib import claims, ledger, page, plots, records, stats, study, verdicts
+from resnet_lib import claims, page, plots, records, stats, study, verdicts
 from resnet_lib.experiments import augmentation, batch_norm, residual, skip
 from resnet_lib.experiments.residual.gradients import draw_front as draw_gradients
 from resnet_lib.experiments.skip.reconstruction import draw_front as draw_gains
@@ -137,18 +137,10 @@ def picture(rows: list[dict]) -> str:
     return "\n".join([*parts, "</svg>", ""])
 
 
-def tests() -> list[dict]:
-    """A row for every test of every claim: what it asks, what was measured, how it came out, and where."""
-    rows = []
-    for row in ledger.rows():
-        for test in row["tests"]:
-            rows.append({name: row[name] for name in ("id", "claim", "verdict")} | test)
-    return rows
-
-
-def write_tests(folder: Path) -> None:
-    """All tests as ledger.csv and ledger.json."""
-    rows = tests()
+def write_tests(folder: Path, ledger: list[dict]) -> None:
+    """Every test of the ledger's claims, what it asks and how it came out, as ledger.csv and ledger.json."""
+    named = ("id", "claim", "verdict")
+    rows = [{name: row[name] for name in named} | test for row in ledger for test in row["tests"]]
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "ledger.json").write_text(json.dumps(rows, indent=1, ensure_ascii=False) + "\n", "utf-8")
     with open(folder / "ledger.csv", "w", encoding="utf-8", newline="") as file:

@@ -33,12 +33,13 @@ def made() -> dict[Path, str]:
 
 
 def main() -> int:
-    stale = [path for path, text in made().items() if not path.is_file() or path.read_text("utf-8") != text]
+    files = made()
+    stale = [path for path, text in files.items() if not path.is_file() or path.read_text("utf-8") != text]
     if "--check" in sys.argv[1:]:
         for path in stale:
             print(f"{path.name} does not show what the records say: run python -m tools.readme", file=sys.stderr)
         return int(bool(stale))
-    for path, text in made().items():
+    for path, text in files.items():
         path.parent.mkdir(exist_ok=True)
         write_atomically(path, text)
     return 0

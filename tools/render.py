@@ -86,19 +86,18 @@ def unpack_mathjax(archive: Path, folder: Path) -> None:
                 target.write_bytes(package.extractfile(member).read())
 
 
-def with_front(text: str) -> str:
+def with_front(text: str, rows: list[dict]) -> str:
     """A page's text with what the records say where it asks for it, so that no number there is typed."""
-    if FRONT not in text:
-        return text
-    from resnet_lib import ledger
-
-    return text.replace(FRONT, f"{strip(ledger.rows())}\n\n{pictured()}")
+    return text.replace(FRONT, f"{strip(rows)}\n\n{pictured()}") if FRONT in text else text
 
 
 def assemble(root: Path, executed: Path, book: Path, mathjax: Path | None) -> None:
     """Everything that the pages are made of, in a folder that holds nothing else."""
     import yaml
 
+    from resnet_lib import ledger
+
+    rows = ledger.rows()
     shutil.rmtree(book, ignore_errors=True)
     for page in toc_pages(root):
         target = book / page.relative_to(root)
@@ -106,14 +105,14 @@ def assemble(root: Path, executed: Path, book: Path, mathjax: Path | None) -> No
         if page.suffix == ".ipynb":
             target.write_text(json.dumps(with_outputs(page, executed / page.name)), "utf-8")
         else:
-            target.write_text(with_front(page.read_text("utf-8")), "utf-8")
+            target.write_text(with_front(page.read_text("utf-8"), rows), "utf-8")
     shutil.copy(root / "_toc.yml", book)
     config = yaml.safe_load((root / "_config.yml").read_text("utf-8"))
     config["sphinx"].pop("local_extensions", None)  # it stops a build of notebooks without outputs
     for name in ("_static", "images"):
         if (root / name).is_dir():
             shutil.copytree(root / name, book / name)
-    write_tests(book / "vendor")
+    write_tests(book / "vendor", rows)
     if mathjax:
         unpack_mathjax(mathjax, book / "vendor")
     else:

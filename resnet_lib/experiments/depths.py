@@ -188,6 +188,14 @@ def checked(name: str, depths: list[int], least: int = 1) -> list[int]:
     return depths
 
 
+def refuse(s) -> None:
+    """Refuse at once, not after an hour, a depth that fits no network, or pictures too small to be changed."""
+    resnets.cifar_config(s.depth)
+    _, height, width = s.facts["shape"]
+    if min(height, width) < 8:
+        raise ValueError(f"pictures of {width}×{height} pixels are too small: 8 or more along each side")
+
+
 def rate_conditions(s, kinds) -> list[dict]:
     if min(s.depth_rates) <= 0 or len(set(s.depth_rates)) < 2:
         raise ValueError(f"depth_rates={s.depth_rates} must be at least two different rates above 0")
@@ -207,8 +215,8 @@ def arms(s, kinds, depths) -> list[dict]:
 
 def rates_estimates(rows, s):
     """How many networks chose a rate at an end of those tried, beyond which a better one may lie."""
-    chosen, tried_rates = rates_of(rows).values(), {r["rate"] for r in rows}
-    return {"at_an_end": stats.exact(sum(r in (min(tried_rates), max(tried_rates)) for r in chosen), "networks")}
+    ends = stats.at_an_end(rates_of(rows).values(), (r["rate"] for r in rows))
+    return {"at_an_end": stats.exact(ends, "networks")}
 
 
 def rates_finding(rows, s, e):

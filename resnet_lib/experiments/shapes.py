@@ -4,6 +4,12 @@ import math
 from collections.abc import Callable
 
 WIDEST = 200  # of the first stage, in channels
+Side = int | tuple[int, int]  # of a picture in pixels: of a square, or height and width
+
+
+def both(side: Side) -> tuple[int, int]:
+    """Height and width."""
+    return (side, side) if isinstance(side, int) else tuple(side)
 
 
 def cifar_parameters(depth: int, w: int = 16, c: int = 3, classes: int = 10) -> int:
@@ -12,11 +18,10 @@ def cifar_parameters(depth: int, w: int = 16, c: int = 3, classes: int = 10) -> 
     return 9 * w * w * (42 * n - 10) + 28 * n * w + 2 * w + 9 * c * w + (4 * w + 1) * classes
 
 
-def cifar_flops(depth: int, w: int = 16, c: int = 3, classes: int = 10, side: int | tuple[int, int] = 32) -> int:
+def cifar_flops(depth: int, w: int = 16, c: int = 3, classes: int = 10, side: Side = 32) -> int:
     """FLOPs of one picture's forward pass, in closed form; each side in pixels must be a multiple of 4."""
     n = (depth - 2) // 6
-    pixels = side * side if isinstance(side, int) else math.prod(side)
-    return 18 * w * pixels * (c + w * (6 * n - 1)) + 8 * w * classes
+    return 18 * w * math.prod(both(side)) * (c + w * (6 * n - 1)) + 8 * w * classes
 
 
 def flops_here(s, depth: int, width: int = 16) -> int:

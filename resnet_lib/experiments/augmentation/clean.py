@@ -8,12 +8,12 @@ from resnet_lib.experiments.augmentation.recipes import (
     NETWORK,
     accuracy,
     fitted,
-    refuse,
     refuse_standard,
     seeded_generator,
     stretched,
     training,
 )
+from resnet_lib.experiments.depths import refuse
 from resnet_lib.study import Experiment
 from resnet_lib.sweep import conditions
 

@@ -3,7 +3,8 @@
 from resnet_lib import page, plots, stats
 from resnet_lib.experiments.augmentation.gains import ALT, WORDS, caption, draw_gains, name_of
 from resnet_lib.experiments.augmentation.learning import BASE, MODERN, TINY, gain, photo_world, world_of
-from resnet_lib.experiments.augmentation.recipes import accuracy, fitted, refuse, training
+from resnet_lib.experiments.augmentation.recipes import accuracy, fitted, training
+from resnet_lib.experiments.depths import refuse
 from resnet_lib.study import Experiment
 from resnet_lib.sweep import conditions
 

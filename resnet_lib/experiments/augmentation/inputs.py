@@ -6,7 +6,8 @@ from statistics import fmean
 import torch
 
 from resnet_lib import data, page, plots, stats, train
-from resnet_lib.experiments.augmentation.recipes import network, refuse, training
+from resnet_lib.experiments.augmentation.recipes import network, training
+from resnet_lib.experiments.depths import refuse
 from resnet_lib.study import Experiment
 from resnet_lib.sweep import conditions
 

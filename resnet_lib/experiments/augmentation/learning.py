@@ -15,12 +15,12 @@ from resnet_lib.experiments.augmentation.recipes import (
     accuracy,
     fitted,
     reach_of,
-    refuse,
     refuse_standard,
     seeded_generator,
     stretched,
     training,
 )
+from resnet_lib.experiments.depths import refuse
 from resnet_lib.sweep import conditions
 
 FIVE = ("crop", "rotation", "scaling", "colour", "noise")  # a random crop is a shift

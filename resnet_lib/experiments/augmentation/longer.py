@@ -5,7 +5,8 @@ from statistics import fmean
 import numpy as np
 
 from resnet_lib import page, plots, stats
-from resnet_lib.experiments.augmentation.recipes import NETWORK, accuracy, fitted, refuse, refuse_standard, training
+from resnet_lib.experiments.augmentation.recipes import NETWORK, accuracy, fitted, refuse_standard, training
+from resnet_lib.experiments.depths import refuse
 from resnet_lib.study import Experiment
 from resnet_lib.sweep import conditions
 

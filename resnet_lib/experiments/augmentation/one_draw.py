@@ -7,7 +7,8 @@ import torch
 import torch.nn.functional as F
 
 from resnet_lib import stats, train
-from resnet_lib.experiments.augmentation.recipes import NETWORK, change, fitted, refuse, seeded_generator, training
+from resnet_lib.experiments.augmentation.recipes import NETWORK, change, fitted, seeded_generator, training
+from resnet_lib.experiments.depths import refuse
 from resnet_lib.study import Experiment
 from resnet_lib.sweep import conditions
 

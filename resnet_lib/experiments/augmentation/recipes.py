@@ -140,14 +140,6 @@ def stretched(dataset: data.Dataset, images: torch.Tensor, labels: torch.Tensor)
     return replace(dataset, train=data.Split(images[index], labels[index]))
 
 
-def refuse(s) -> None:
-    """Refuse at once, not after an hour, a depth that fits no network, or pictures too small to be changed."""
-    resnets.cifar_config(s.depth)
-    _, height, width = s.facts["shape"]
-    if min(height, width) < 8:
-        raise ValueError(f"pictures of {width}×{height} pixels are too small: 8 or more along each side")
-
-
 def refuse_standard(s) -> None:
     if not s.standard or set(s.standard.split("+")) - set(CHANGES):
         raise ValueError(f"standard={s.standard!r} must join some of {', '.join(CHANGES)} by '+'")

@@ -5,6 +5,7 @@ from statistics import fmean
 import numpy as np
 
 from resnet_lib import data, page, plots, stats
+from resnet_lib.experiments.depths import refuse
 from resnet_lib.experiments.downsampling.training import (
     NETWORK,
     TINY,
@@ -14,7 +15,6 @@ from resnet_lib.experiments.downsampling.training import (
     judged,
     key_of,
     rates_experiment,
-    refuse,
     taught,
     tried,
     with_training,

@@ -6,6 +6,7 @@ from statistics import fmean
 import torch
 
 from resnet_lib import data, noise, page, plots, stats, steps, train
+from resnet_lib.experiments.depths import refuse
 from resnet_lib.experiments.downsampling.training import (
     NETWORK,
     TINY,
@@ -15,7 +16,6 @@ from resnet_lib.experiments.downsampling.training import (
     judged,
     probabilities,
     rates_experiment,
-    refuse,
     seeded_generator,
     taught,
     tried,

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from resnet_lib import data, page, plots, stats, train
+from resnet_lib.experiments.depths import refuse
 from resnet_lib.experiments.downsampling.curve import CURVE_RATES, rates_of
 from resnet_lib.experiments.downsampling.training import (
     NETWORK,
@@ -15,7 +16,6 @@ from resnet_lib.experiments.downsampling.training import (
     converged,
     judged,
     probabilities,
-    refuse,
     seeded_generator,
     taught,
     with_training,

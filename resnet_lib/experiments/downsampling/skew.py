@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 
 from resnet_lib import page, plots, stats, steps, train
-from resnet_lib.experiments.depths import changed
+from resnet_lib.experiments.depths import changed, refuse
 from resnet_lib.experiments.downsampling.training import (
     NETWORK,
     TINY,
@@ -16,7 +16,6 @@ from resnet_lib.experiments.downsampling.training import (
     judged,
     key_of,
     rates_experiment,
-    refuse,
     seeded_generator,
     taught,
     tried,

@@ -121,14 +121,6 @@ def best_rates(rows: list[dict], names: Sequence[str]) -> dict[str, float]:
     return {key: stats.best_setting(group, "score", "rate", highest=True) for key, group in groups.items()}
 
 
-def refuse(s) -> None:
-    """Refuse at once, not after an hour, what no run could be made with."""
-    resnets.cifar_config(s.depth)
-    _, height, width = s.facts["shape"]
-    if min(height, width) < 8:
-        raise ValueError(f"pictures of {width}×{height} pixels are too small: 8 or more along each side")
-
-
 def refuse_rates(s) -> None:
     if not s.rates or min(s.rates) <= 0:
         raise ValueError(f"rates={s.rates} must be one or more learning rates above 0")
@@ -153,9 +145,8 @@ def rates_experiment(
         return [arm | {"rate": rate, "seed": CHOOSER} for arm in arms(s) for rate in s.rates]
 
     def estimates(rows, s):
-        chosen, rates = best_rates(rows, names).values(), {r["rate"] for r in rows}
-        ends = [rate for rate in chosen if rate in (min(rates), max(rates))]
-        return {"at_an_end": stats.exact(len(ends), "arms")}
+        ends = stats.at_an_end(best_rates(rows, names).values(), (r["rate"] for r in rows))
+        return {"at_an_end": stats.exact(ends, "arms")}
 
     def finding(rows, s, e):
         chosen, rates = best_rates(rows, names), sorted({r["rate"] for r in rows})

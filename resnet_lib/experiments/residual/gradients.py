@@ -8,6 +8,7 @@ import torch.nn.functional as F
 
 from resnet_lib import page, plots, probes, stats, train
 from resnet_lib.experiments.depths import KINDS, checked, network
+from resnet_lib.experiments.shapes import Side, both
 from resnet_lib.study import Experiment
 from resnet_lib.sweep import conditions
 
@@ -20,7 +21,7 @@ GAINS = dict(zip(ARMS, ("default_init_gain", "he_init_gain", "batch_norm_gain"),
 NOISE = 0.1  # of a picture's neighbour, in standard deviations of a pixel
 
 
-def predicted_decades(sides: list[int | tuple[int, int]], kind: str, norm: str, gain: float) -> list[float]:
+def predicted_decades(sides: list[Side], kind: str, norm: str, gain: float) -> list[float]:
     """log10 of each unit's activation gradient over the last's, from the size of each unit's map alone.
 
     Follows the second moment upwards and the gradient's growth downwards, with random numbers in place of a network.
@@ -35,7 +36,7 @@ def predicted_decades(sides: list[int | tuple[int, int]], kind: str, norm: str, 
 
     x, growth = draw().relu(), []
     for side in sides:
-        height, width = (side, side) if isinstance(side, int) else side
+        height, width = both(side)
         kept = (1 - 2 / (3 * height)) * (1 - 2 / (3 * width))  # of a sum over nine pixels, beside zero padding
         linear_gain = torch.tensor((gain * kept) ** 2 / 2)
         branch_gain = 1 / ((1 - 1 / math.pi) * x.var()) if norm == "batch" else linear_gain

@@ -9,9 +9,9 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from resnet_lib import blocks, ceilings, plots, precision, resnets, stats, train
+from resnet_lib.experiments.shapes import Side, both
 
 ROUNDS, COST_BATCH = 3, 8  # repetitions of each timing; pictures in a step whose cost is measured
-Side = int | tuple[int, int]  # of a picture in pixels: of a square, or height and width
 SETTLING = 8  # batches over which the norms' statistics are taken anew
 
 
@@ -38,11 +38,6 @@ def judge(s, model: nn.Module) -> dict[str, float]:
     train.settle(model, batches(s, s.pictures.train), SETTLING)
     val, test = (train.evaluate(model, s.pictures, split, training(s)) for split in (s.pictures.val, s.pictures.test))
     return {"val_error": val["error"], "test_error": test["error"], "test_loss": test["loss"]}
-
-
-def both(side: Side) -> tuple[int, int]:
-    """Height and width."""
-    return (side, side) if isinstance(side, int) else tuple(side)
 
 
 def convolutions(shape: resnets.ResNetConfig, side: Side) -> Iterator[tuple[int, int, int, int, int]]:

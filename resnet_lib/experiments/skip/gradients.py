@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 
 from resnet_lib import page, plots, probes, stats, train, unet
+from resnet_lib.experiments.shapes import both
 from resnet_lib.experiments.skip.networks import COLOURS, KINDS, first_batch, shape, skips_of, through_skips
 from resnet_lib.study import Experiment
 from resnet_lib.sweep import conditions
@@ -26,7 +27,7 @@ def predicted_decades(widths, side, convolutions, with_skips, norm="none", gain=
         which a norm cancels.
     """
 
-    sides = (side, side) if isinstance(side, int) else tuple(side)
+    sides = both(side)
 
     def factor(k):  # of the squared norm, from a unit's output at level k to its input
         return 1 / (1 - 1 / math.pi) if norm == "batch" else gain / 2 * math.prod(1 - 2 / (3 * (n >> k)) for n in sides)

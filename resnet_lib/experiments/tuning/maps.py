@@ -54,12 +54,12 @@ def exponents(rows) -> list[float]:
 def rates_estimates(rows, s):
     at_base = stats.where(rows, batch_size=s.batch_size)
     best = chosen_elsewhere(at_base, ("learning_rate",))
-    ends = rates_of(rows)[0], rates_of(rows)[-1]
+    ends = stats.at_an_end((r[0] for r in best_rates(rows, "batch_size").values()), rates_of(rows))
     return {
         "factor_three_loss": factor_three_loss(at_base),
         "best_over_chance": stats.interval([s.chance_error - r["error"] for r in best.values()], unit="accuracy"),
         "exponent": stats.interval(exponents(rows)),
-        "at_an_end": stats.exact(sum(r[0] in ends for r in best_rates(rows, "batch_size").values()), "batch sizes"),
+        "at_an_end": stats.exact(ends, "batch sizes"),
     }
 
 

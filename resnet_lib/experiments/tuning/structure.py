@@ -79,9 +79,8 @@ def _tried(s):
 
 
 def rates_estimates(rows, s):
-    ends = {r["learning_rate"] for r in rows}
-    chosen = rates_of(rows).values()
-    return {"at_an_end": stats.exact(sum(r in (min(ends), max(ends)) for r in chosen), "networks")}
+    ends = stats.at_an_end(rates_of(rows).values(), (r["learning_rate"] for r in rows))
+    return {"at_an_end": stats.exact(ends, "networks")}
 
 
 def rates_finding(rows, s, e):
