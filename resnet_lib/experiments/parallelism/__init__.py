@@ -19,6 +19,12 @@ def speeds(e) -> str:
     return f"Pictures a second of two processes over those of one: {page.listed(found)}." if found else ""
 
 
+def megabytes(e, kind: str) -> str:
+    """What the busier of two processes sends in a step of experiment 1; "" where that was not counted."""
+    name = f"kinds/{kind}_sent"
+    return f" ({e[name].mean:.2g} MB in experiment 1)" if name in e else ""
+
+
 def answer(e):
     """The question's answer in three sentences."""
     return f"""\
@@ -31,15 +37,12 @@ Published runs on up to 3,584 GPUs are {e["thousands/speedup"].mean:.0f} times a
 
 def answers(e):
     """The predictions of the chapter, answered in their order."""
-    sent = [
-        f"{kind} {e[f'kinds/{kind}_sent']}"
-        for kind in ("data", "sharded", "tensor", "pipeline")
-        if f"kinds/{kind}_sent" in e
-    ]
+    kinds = [kind for kind in ("data", "sharded", "tensor", "pipeline") if f"kinds/{kind}_sent" in e]
+    sent = [f"{kind} {e[f'kinds/{kind}_sent'].mean:.3g} MB" for kind in kinds]
     said = f"{page.listed(sent)}, predicted to {e['kinds/sent_error'].mean:.1%}" if sent else "not counted here"
     return f"""\
 1. What the busier of two processes sends in a step of this small network: {said}.
-2. No: with plain batch norm the gradients differ from one process's by {e["batch_norm/plain_gradient"].mean:.0%} of the largest; synchronised they differ by {e["batch_norm/by_hand_gradient"].mean:.0e}.
+2. No: plain batch norm's gradients differ from one process's by {e["batch_norm/plain_gradient"].mean:.0%} of the largest; synchronised they differ by {e["batch_norm/by_hand_gradient"].mean:.0e}.
 3. Both: of the layers divided by `DTensor` {e["convolutions/dtensor_right"].mean:.0f} are right and {e["convolutions/dtensor_wrong"].mean:.0f} silently wrong.
 4. {speeds(e) or "Not published yet: this page's own run is below."}
 5. {e["thousands/linear"].mean:.0%} of linear: {e["thousands/hardware"].mean:.0%} by the hardware times {e["thousands/statistical"].mean:.0%} by the larger batch.
@@ -51,15 +54,15 @@ def practice(e):
     return f"""\
 | your network | your link | take | because |
 | --- | --- | --- | --- |
-| fits one GPU, and so does a good batch | any | data parallelism (DDP) | it sends the gradients once a step, whatever the batch |
+| fits one GPU, and so does a good batch | any | data parallelism (DDP) | it sends the gradients once a step, whatever the batch{megabytes(e, "data")} |
 | fits one GPU | slow | the same, with gradients accumulated | one sum for several passes |
-| fits with its gradients, not with its optimiser's state | fast | sharded (`fully_shard`) | of two processes each stores {e["kinds/sharded_stored"].mean:.0%}, and sends half as much again (gloo: twice as much) |
-| one layer does not fit | very fast, within a server | tensor | it sends maps at every unit |
-| a stage fits, the whole does not | slow | pipeline | it sends one map at each cut |
+| does not fit, but each layer does | fast | sharded (`fully_shard`) | each of two processes stores {e["kinds/sharded_stored"].mean:.0%}, and sends half as much again as DDP (over gloo twice as much) |
+| one layer does not fit | very fast, within a server | tensor | it sums maps at every unit{megabytes(e, "tensor")} |
+| a stage fits, the whole does not | slow | pipeline | it sends one map at each cut{megabytes(e, "pipeline")} |
 | thousands of GPUs | – | data between servers, tensor or pipeline within | and expect {e["thousands/linear"].mean:.0%} of linear, as published |
 
 - **Ask for your own network first**: `python -m resnet_lib.parallel --plan resnet50 --processes 8 --batch 256 --link-gbit 100` says what fits, what is sent and how long a step should take.
-- **Count on the network being another one with batch norm.** Plain, its gradients were {e["batch_norm/plain_gradient"].mean:.0%} off; synchronise it, or keep the batch of each process large.
+- **Synchronise batch norm, or keep the batch of each process large.** Plain, its gradients were {e["batch_norm/plain_gradient"].mean:.0%} of the largest off.
 - **Divide convolutions by hand, or by pictures.** `DTensor` was silently wrong in {e["convolutions/dtensor_wrong"].mean:.0f} layers here.
 - **Weight uneven batches by their pictures.** A mean of means was {e["uneven/means"].mean:.0%} of a step off, the weighted one {e["uneven/weighted"].mean:.0e}.
 - **Save with `torch.distributed.checkpoint` under another name, then rename.** A full disk then costs nothing but that checkpoint.

@@ -161,6 +161,7 @@ def draw(rows, s):
                 )
             ax.set_xticks(range(len(DRAWN)), [SHOWN[name] for name in DRAWN])
             ax.grid(axis="x", visible=False)
+            ax.set_axisbelow(True)
         axes[0].set_ylabel("stored by the fullest,\n% of one process's")
         axes[1].set_ylabel("sent by the busiest\nin a step, MB")
         axes[0].legend(fontsize=10, ncols=3, loc="lower left", bbox_to_anchor=(0, 1))

@@ -164,7 +164,7 @@ def draw_uneven(rows, s):
             apart = [max(values[n, case], 1e-17) for case in cases]
             ax.plot(apart, at, plots.MARKERS[place], color=plots.PALETTE[place], label=f"{n} processes", markersize=8)
         ax.axvline(EQUAL, color="grey", linestyle="--", linewidth=1)
-        ax.set(xscale="log", xlabel="step, away from one process's, as a share of it", ylim=(len(cases) - 0.5, -0.5))
+        ax.set(xscale="log", xlabel="off one process's step, share of it", ylim=(len(cases) - 0.5, -0.5))
         ax.set_yticks(range(len(cases)), cases)
         ax.legend(fontsize=10, ncols=2, loc="lower left", bbox_to_anchor=(0, 1))
     right = [case for case in cases if all(values[n, case] <= EQUAL for n in numbers)]
