@@ -131,24 +131,35 @@ def _tail(folder: str, lines: int = 40) -> str:
 
 
 def work(folder: str) -> None:
-    """What each process under torchrun does: join the others, run the job, leave its rows."""
+    """What each process under torchrun does for `launch`: join the others, run the job, leave its rows."""
     spec = json.loads(Path(folder, JOB).read_text("utf-8"))
     threading.Thread(target=_leave_with, args=(spec["starter"], os.getppid()), daemon=True).start()
+    rank = join(spec["backend"])
+    module, name = spec["job"].split(":")
+    job, tensors = getattr(importlib.import_module(module), name), torch.load(Path(folder, TENSORS))
+    rows = job(spec["settings"], {key: one.to(own_device()) for key, one in tensors.items()})
+    write_atomically(Path(folder, f"rank{rank}.json"), json.dumps(rows))
+    leave()
+
+
+def join(engine: str) -> int:
+    """Join the processes that torchrun started, with one thread, over NCCL on a GPU of one's own. Returns: the rank."""
     torch.set_num_threads(1)
     options = {}
-    if spec["backend"] == "nccl":
+    if engine == "nccl":
         own = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(own)
         options["device_id"] = own
     store, rank, processes = next(dist.rendezvous("env://"))
     # A restarted worker may find the address of one that is dead: each attempt has names of its own in the store.
     store = dist.PrefixStore(f"attempt {os.environ['TORCHELASTIC_RESTART_COUNT']}", store)
-    dist.init_process_group(spec["backend"], store=store, rank=rank, world_size=processes, **options)
-    module, name = spec["job"].split(":")
-    job, tensors = getattr(importlib.import_module(module), name), torch.load(Path(folder, TENSORS))
-    rows = job(spec["settings"], {key: one.to(own_device()) for key, one in tensors.items()})
-    write_atomically(Path(folder, f"rank{rank}.json"), json.dumps(rows))
-    dist.barrier()  # who leaves first takes the store with it
+    dist.init_process_group(engine, store=store, rank=rank, world_size=processes, **options)
+    return rank
+
+
+def leave() -> None:
+    """Leave together: who goes first takes the store with it."""
+    dist.barrier()
     dist.destroy_process_group()
 
 

@@ -55,12 +55,21 @@ def medians(rows, what: str, by: tuple[str, ...]) -> dict[tuple, float]:
 
 
 def model_of(rows, s) -> dict:
-    """The fitted numbers: link, by number of processes; compute; the share of a backward pass that hides messages."""
+    """The fitted numbers: compute; link and crowding, by number of processes; the share of a backward pass that hides.
+
+    Crowding is how much longer the same arithmetic takes when all processes compute: they share memory and a power limit.
+    """
     compute = parallel.fit_compute([(b, t) for (b,), t in medians(rows, "compute", ("pictures",)).items()])
     sums: dict[int, list] = {}
     for (n, size), taken in medians(rows, "link", ("processes", "bytes")).items():
         sums.setdefault(n, []).append((2 * (n - 1), 2 * (n - 1) / n * size, taken))  # a ring's
-    found = {"compute": compute, "link": {n: parallel.fit_link(own) for n, own in sums.items()}, "overlap": 0.0}
+    quiet = medians(stats.where(rows, what="step", arm="data, no messages"), "step", ("processes", "pictures"))
+    found = {
+        "compute": compute,
+        "link": {n: parallel.fit_link(own) for n, own in sums.items()},
+        "crowding": {n: taken / compute.seconds(pictures / n) for (n, pictures), taken in quiet.items()},
+        "overlap": 0.0,
+    }
     wanted = [r for r in predictions(rows, s, found, ()) if r["arm"] in FITTED and r["processes"] == RULED]
     measured = {r["arm"]: r["measured"] for r in wanted}
 
@@ -82,7 +91,8 @@ def predictions(rows, s, model: dict, arms) -> list[dict]:
         kind, buckets = ARMS[arm]
         own, base = parts_for(s, width), parts_for(s, s.speed_width)
         slower = sum(p.flops for p in own) / sum(p.flops for p in base)
-        compute = parallel.Compute(model["compute"].fixed_s, model["compute"].picture_s * slower)
+        crowded, alone = model["crowding"][n], model["compute"]
+        compute = parallel.Compute(alone.fixed_s * crowded, alone.picture_s * slower * crowded)
         hidden = 0.0 if buckets == 1 and kind == "data" else model["overlap"]
         predicted = parallel.step_s(
             kind,
@@ -122,6 +132,7 @@ def estimates(rows, s):
         "latency": stats.exact(1e6 * model["link"][RULED].latency_s, "µs"),
         "bandwidth": stats.exact(model["link"][RULED].bytes_s / 1e9, "GB/s"),
         "overlap": stats.exact(model["overlap"], "share"),
+        "crowding": stats.exact(model["crowding"][RULED], "times"),
     }
 
 
@@ -129,8 +140,9 @@ def finding(rows, s, e):
     if not e:
         return "Not measured: each process needs a processor of its own."
     return (
-        f"Fitted: {e['latency'].mean:.0f} µs a message, {e['bandwidth'].mean:.2g} GB/s, and {e['overlap'].mean:.0%} of the "
-        f"backward pass hides messages. The model is off by at most {e['error_fitted'].mean:.0%} where it was fitted, by "
+        f"Fitted: {e['latency'].mean:.0f} µs a message, {e['bandwidth'].mean:.2g} GB/s, arithmetic "
+        f"{e['crowding'].mean:.2f} times as slow when both compute, and {e['overlap'].mean:.0%} of the backward pass hides "
+        f"messages. The model is off by at most {e['error_fitted'].mean:.0%} where it was fitted, by "
         f"{e['error_held_out'].mean:.0%} on a network {WIDER} times as wide and on a divided batch, neither of which it had "
         f"seen, and by {e['error_other_kinds'].mean:.0%} on the other kinds."
     )

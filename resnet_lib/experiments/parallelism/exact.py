@@ -2,6 +2,7 @@
 
 import copy
 import math
+import os
 from dataclasses import replace
 
 import torch
@@ -271,3 +272,32 @@ def uneven(s: dict, batches) -> list[dict]:
         rows.append({"what": "uneven", "name": name, "counts": counts, "difference": float(apart / step)})
         dist.barrier()
     return rows
+
+
+# ---------------------------------------------------------------- from a shell
+
+
+def main() -> None:
+    """Under torchrun: every engine against one process, on noise; a line each from the first process.
+
+    torchrun --standalone --nproc-per-node 2 -m resnet_lib.experiments.parallelism.exact
+    """
+    gpus = torch.cuda.is_available() and torch.cuda.device_count() >= int(os.environ["LOCAL_WORLD_SIZE"])
+    rank = parallel.join("nccl" if gpus else "gloo")
+    n, draw = dist.get_world_size(), torch.Generator().manual_seed(0)
+    spec = {"depth": 14, "width": 16, "batch": 4 * n, "micro_batches": n, "channels": 3, "classes": 10}
+    images = torch.randn(3 * spec["batch"], 3, 16, 16, generator=draw, dtype=torch.float64)
+    labels = torch.randint(0, 10, (len(images),), generator=draw)
+    size, device = spec["batch"], parallel.own_device()
+    batches = list(zip(images.to(device).split(size), labels.to(device).split(size), strict=True))
+    for row in kinds(spec, batches):
+        apart = max(row["gradient_difference"], row["weight_difference"])
+        if rank == 0:
+            print(
+                f"{row['name']:18} off one process {apart:.0e}; holds {row['held']:,} of {row['parameters']:,} parameters"
+            )
+    parallel.leave()
+
+
+if __name__ == "__main__":
+    main()

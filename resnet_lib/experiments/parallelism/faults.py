@@ -193,13 +193,17 @@ def estimates(rows, s):
     return found
 
 
+def same(difference: float, what: str) -> str:
+    return f"{what}, bit for bit" if difference == 0 else f"{what} to {difference:.0e} of the largest"
+
+
 def finding(rows, s, e):
     of, parts = by_fault(rows), []
     if "killed" in of:
         one = of["killed"]
         parts.append(
-            f"One process killed at step {KILLED_AT}: torchrun started both again {one['restarts']} time, they went on from "
-            f"step {one['resumed_at']}, and ended {one['difference']:.0e} away from undisturbed training."
+            f"One process killed at step {KILLED_AT}: torchrun started both again, they went on from "
+            f"step {one['resumed_at']}, and ended with {same(one['difference'], 'the weights of undisturbed training')}."
         )
     if "hung" in of:
         one = of["hung"]
@@ -209,8 +213,8 @@ def finding(rows, s, e):
         one = of["disk full"]
         parts.append(
             f"The disk full during a checkpoint: saving {'failed in every process' if one['failed'] else 'did not fail'}, "
-            f"and the checkpoint before it loads with a difference of {one['difference']:.0e}, where training had since "
-            f"moved the weights by {one['moved']:.0e}."
+            f"and the checkpoint before it loads {same(one['difference'], 'the weights that it was given')}; training had since "
+            f"moved them by {one['moved']:.0e} of the largest."
         )
     return " ".join(parts)
 

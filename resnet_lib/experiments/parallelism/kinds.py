@@ -100,9 +100,11 @@ def finding(rows, s, e):
     counted = "sent_error" in e
     sends = page.listed([f"{SHOWN[name]} {e[f'{SHOWN[name]}_sent'].mean:.3g}" for name in DRAWN]) if counted else ""
     stores = page.listed([f"{SHOWN[name]} {e[f'{SHOWN[name]}_stored'].mean:.0%}" for name in DRAWN])
+    apart = e["stored_error"].mean
+    predicted = "the prediction is exact" if apart < 1e-9 else f"the prediction is at most {apart:.1%} off"
     return (
         f"Every engine gives one process's gradients and weights, to {e['difference'].mean:.0e} of the largest. "
-        f"Of what one process stores, the fuller of two stores: {stores}; that is predicted to {e['stored_error'].mean:.1%}. "
+        f"Of what one process stores, the fuller of two stores: {stores}; {predicted}. "
         f"{combined_words(rows)}"
         f"Of the pictures of a batch, a data-parallel process sees {e['data_seen'].mean:.0%}, a tensor- or pipeline-parallel "
         f"one {e['model_seen'].mean:.0%}. "

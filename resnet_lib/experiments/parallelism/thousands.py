@@ -127,42 +127,37 @@ def estimates(rows, s):
         "speedup": stats.exact(of[8]["minutes"] / last["minutes"], "times"),
         "goyal_hidden": share(one["efficiency_hidden"]),
         "goyal_open": share(one["efficiency_open"]),
+        "middle_batch": stats.exact(middle["used_batch"], "pictures"),
         "critical_batch": stats.exact(last["critical_batch"], "pictures"),
     }
 
 
 def finding(rows, s, e):
-    of = {r["gpus"]: r for r in mlperf(rows)}
     return (
         f"From 8 to 3,584 GPUs training became {e['speedup'].mean:.0f} times as fast, which is {e['linear'].mean:.0%} of linear: "
         f"each GPU keeps {e['hardware'].mean:.0%} of its pictures a second, and the large batch needs more epochs, which keeps "
-        f"{e['statistical'].mean:.0%}. The line through the steps of 8 and 64 GPUs predicts the rate at 3,584 with an error of "
-        f"{e['rate_error'].mean:+.0%}: what is lost is lost to a fixed cost of each step on ever fewer pictures. "
-        f"With a tree's messages added the error is {e['tree_error'].mean:+.0%}, with a ring's {e['ring_error'].mean:+.0%}. "
-        f"At 512 GPUs the batch is not published. The rate there implies {of[512]['used_batch']:.0f} pictures a GPU, and with "
-        f"these the second model gives {of[512]['predicted_epochs']:.0f} epochs, where {of[512]['epochs']} were needed "
-        f"({e['epochs_error'].mean:+.1%}). "
-        f"Of the 256 GPUs of 2017 the model says between {e['goyal_open'].mean:.0%}, with nothing hidden, and "
-        f"{e['goyal_hidden'].mean:.0%}, with all messages behind the backward pass; published are about "
-        f"{GOYAL['efficiency']:.0%}."
+        f"{e['statistical'].mean:.0%}. A line through the steps of 8 and 64 GPUs predicts the rate at 3,584 with an error "
+        f"of {e['rate_error'].mean:+.0%}."
     )
 
 
+def details(e) -> str:
+    """How the models were tested, in sentences; e: measure → Estimate, of the whole chapter."""
+    of = {name.partition("/")[2]: one for name, one in e.items() if name.startswith("thousands/")}
+    percent = lambda name, spec="+.0%": format(of[name].mean, spec)
+    return f"""\
+The line through the steps of 8 and 64 GPUs predicts the rate at 3,584 with an error of {percent("rate_error")}: what is lost is lost to a fixed cost of each step on ever fewer pictures.
+With a tree's messages added, the error is {percent("tree_error")}; with a ring's, whose latency grows with every GPU, {percent("ring_error")}.
+At 512 GPUs the batch is not published: the rate there implies {of["middle_batch"].mean:.0f} pictures a GPU, and with these the second model is {percent("epochs_error", "+.1%")} off the epochs that were needed.
+The critical batch is {of["critical_batch"].mean:,.0f} pictures.
+Of 256 GPUs in 2017 ([Goyal and others](https://arxiv.org/abs/1706.02677)) a ring over servers keeps {percent("goyal_open", ".0%")} with nothing hidden behind the backward pass, and {percent("goyal_hidden", ".0%")} with all of it; published are about {GOYAL["efficiency"]:.0%}.
+"""
+
+
 def table(rows, s):
+    fitted = {8: "both", 64: "rate", 512: "neither", 3584: "epochs"}
     return page.table(
-        [
-            r
-            | {
-                "fitted": "both"
-                if r["gpus"] == 8
-                else "rate"
-                if r["gpus"] == 64
-                else "epochs"
-                if r["gpus"] == 3584
-                else "none"
-            }
-            for r in mlperf(rows)
-        ],
+        [r | {"fitted": fitted[r["gpus"]]} for r in mlperf(rows)],
         {
             "gpus": ("GPUs", ","),
             "used_batch": ("pictures a GPU", ".0f"),

@@ -46,7 +46,7 @@ def norm_finding(rows, s, e):
     )
     return (
         f"With batch norm as it is, the gradients differ from one process's by {e['plain_gradient'].mean:.0%} of the largest, "
-        f"and the running statistics by {e['plain_statistics'].mean:.1%}: another function is trained, and no message is lost. "
+        f"and the running statistics by {e['plain_statistics'].mean:.1%}: another function is trained, without a warning. "
         f"With sums over the processes they differ by {e['by_hand_gradient'].mean:.0e}. {theirs}."
     )
 
@@ -99,7 +99,7 @@ def convolution_estimates(rows, s):
 
 def convolution_finding(rows, s, e):
     found = verdicts_of(rows)
-    named = lambda by, result: page.listed([name for (name, one), r in found.items() if (one, r) == (by, result)])
+    named = lambda by, result: "; ".join(name for (name, one), r in found.items() if (one, r) == (by, result)) or "none"
     return (
         f"Divided by `DTensor`, right: {named('DTensor', 'right')}. Wrong, without an error or a warning: "
         f"{named('DTensor', 'wrong')}. Refused: {named('DTensor', 'refused')}. "
