@@ -39,9 +39,13 @@ def answers(e):
     """The predictions of the chapter, answered in their order."""
     kinds = [kind for kind in ("data", "sharded", "tensor", "pipeline") if f"kinds/{kind}_sent" in e]
     sent = [f"{kind} {e[f'kinds/{kind}_sent'].mean:.3g} MB" for kind in kinds]
-    said = f"{page.listed(sent)}, predicted to {e['kinds/sent_error'].mean:.1%}" if sent else "not counted here"
+    least = min(kinds, key=lambda kind: e[f"kinds/{kind}_sent"].mean, default="")
+    said = (
+        f"{least}. The busier of two processes sends {page.listed(sent)}, predicted to {e['kinds/sent_error'].mean:.1%}"
+    )
+    said = said if sent else "not counted here"
     return f"""\
-1. What the busier of two processes sends in a step of this small network: {said}.
+1. {said[0].upper()}{said[1:]}.
 2. No: plain batch norm's gradients differ from one process's by {e["batch_norm/plain_gradient"].mean:.0%} of the largest; synchronised they differ by {e["batch_norm/by_hand_gradient"].mean:.0e}.
 3. Both: of the layers divided by `DTensor` {e["convolutions/dtensor_right"].mean:.0f} are right and {e["convolutions/dtensor_wrong"].mean:.0f} silently wrong.
 4. {speeds(e) or "Not published yet: this page's own run is below."}
