@@ -19,6 +19,8 @@ MLPERF = (
     {"gpus": 3584, "minutes": 0.183, "epochs": 77, "rate": 2510.0, "batch": 16},
 )
 FITTED = (8, 64)  # GPUs: the two whose batches are furthest apart
+# efficiency → GPUs of the runs that test its model; the batch at 512 is inferred from the rate there
+TESTED = {"linear": (512, 3584), "hardware": (3584,), "statistical": (512,)}
 # Goyal et al. 2017, arXiv:1706.02677: 90 epochs in an hour on 256 P100, 32 pictures each, about 90 % of linear from 8 on;
 # section 4: eight GPUs a server, servers joined by 50 Gbit/s Ethernet, gradients in float32.
 GOYAL = {"gpus": 256, "batch": 32, "hours": 1.0, "epochs": 90, "efficiency": 0.9, "server": 8, "link_gbit": 50.0}
@@ -187,6 +189,9 @@ def draw(rows, s):
         for place, (name, (column, predict)) in enumerate(shown.items()):
             look = {"color": plots.PALETTE[place], "marker": plots.MARKERS[place]}
             ax.plot(gpus, [r[column] for r in found], linestyle="none", markersize=8, label=name, **look)
+            tested = [r for r in found if r["gpus"] in TESTED[column]]
+            open_ = {"markersize": 8, "markerfacecolor": "white", "markeredgewidth": 2, "linestyle": "none"}
+            ax.plot([r["gpus"] for r in tested], [r[column] for r in tested], zorder=3, **look, **open_)
             ax.plot(gpus, [predict(r) for r in found], color=plots.PALETTE[place], linewidth=1.5)
         ring = [r["ring_rate"] / first["ring_rate"] for r in found]
         ax.plot(gpus, ring, color="grey", linestyle="--", linewidth=1.5, label="hardware, with a ring")
@@ -199,7 +204,7 @@ def draw(rows, s):
     return (
         f"{last['gpus']:,} GPUs are {first['minutes'] / last['minutes']:.0f} times as fast as 8, {last['linear']:.0%} of linear: "
         f"{last['hardware']:.0%} is left by the hardware, {last['statistical']:.0%} by the larger batch. Points are published "
-        "(MLPerf 3.0, ResNet-50), lines the models."
+        "(MLPerf 3.0, ResNet-50), lines the models: filled points were used to fit them, open ones test them."
     )
 
 
