@@ -195,3 +195,8 @@ def wide_resnet50_2_imagenet(**changes) -> ResNet:
 def resnext50_32x4d_imagenet(**changes) -> ResNet:
     """ResNet-50 with 32 groups of 4 channels (at width 64) in each 3×3 convolution."""
     return _imagenet("bottleneck", (3, 4, 6, 3), **({"groups": 32, "width_per_group": 4} | changes))
+
+
+def resnext101_32x8d_imagenet(**changes) -> ResNet:
+    """ResNet-101 with 32 groups of 8 channels (at width 64) in each 3×3 convolution."""
+    return _imagenet("bottleneck", (3, 4, 23, 3), **({"groups": 32, "width_per_group": 8} | changes))
