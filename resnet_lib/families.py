@@ -65,7 +65,7 @@ class DenseNetConfig:
 
 
 class DenseLayer(nn.Module):
-    """x and W₂ relu(BN(W₁ relu(BN(x)))), one behind the other: (N, C, H, W) → (N, C + growth, H, W).
+    """W₂ relu(BN(W₁ relu(BN(cat(features))))): several (N, Cᵢ, H, W) → (N, growth, H, W).
 
     Source: Huang et al. 2017, arXiv:1608.06993, equation (2) and §3, "Bottleneck layers".
     """
@@ -77,9 +77,19 @@ class DenseLayer(nn.Module):
         self.norm2 = nn.BatchNorm2d(inner)
         self.conv2 = conv3x3(inner, growth)
 
+    def forward(self, *features: Tensor) -> Tensor:
+        made = self.conv1(self.relu(self.norm1(torch.cat(features, 1))))
+        return self.conv2(self.relu(self.norm2(made)))
+
+
+class DenseBlock(nn.Sequential):
+    """Layers of which each sees what all before it made: (N, C, H, W) → (N, C + layers · growth, H, W)."""
+
     def forward(self, x: Tensor) -> Tensor:
-        made = self.conv1(self.relu(self.norm1(x)))
-        return torch.cat([x, self.conv2(self.relu(self.norm2(made)))], 1)
+        features = [x]
+        for layer in self:
+            features.append(layer(*features))
+        return torch.cat(features, 1)
 
 
 class DenseNet(nn.Module):
@@ -101,7 +111,7 @@ class DenseNet(nn.Module):
         else:
             layers.conv0 = conv3x3(config.in_channels, channels)
         for number, count in enumerate(config.blocks, 1):
-            block = nn.Sequential()
+            block = DenseBlock()
             for layer in range(1, count + 1):
                 made = DenseLayer(channels, config.growth, config.bottleneck * config.growth)
                 block.add_module(f"denselayer{layer}", made)

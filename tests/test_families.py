@@ -83,10 +83,12 @@ def test_small_picture_variants_take_any_size_and_every_parameter_gets_a_gradien
         assert not [n for n, p in model.named_parameters() if not p.grad.any()]
 
 
-def test_a_dense_layer_passes_on_its_input_untouched_and_appends_the_growth():
-    layer, x = families.DenseLayer(6, 4, 16), torch.randn(2, 6, 5, 5)
-    out = layer(x)
-    assert out.shape == (2, 10, 5, 5) and torch.equal(out[:, :6], x)
+def test_a_dense_block_passes_on_its_input_untouched_and_each_layer_appends_the_growth():
+    block = families.DenseBlock(families.DenseLayer(6, 4, 16), families.DenseLayer(10, 4, 16))
+    x = torch.randn(2, 6, 5, 5)
+    out = block.eval()(x)
+    assert out.shape == (2, 14, 5, 5) and torch.equal(out[:, :6], x)
+    assert torch.equal(out[:, 10:], block[1](x, block[0](x)))
 
 
 def test_the_plain_twin_of_an_inception_resnet_has_its_weights_and_lacks_its_additions():

@@ -36,7 +36,7 @@ FIRST = (  # what only such a machine can tell, the most wanted first
     ("batch_norm", "convergence"),
     ("resnet", "inference"),
 )
-THEN = ("residual", "resnet", "skip", "batch_norm", "augmentation", "tensor_cores")  # what is left of each
+THEN = ("residual", "resnet", "families", "skip", "batch_norm", "augmentation", "tensor_cores")  # what is left of each
 RESERVED_S = 15  # for packing
 TRIED_S = 10  # of runs at an experiment's tiny size, after which it is known to work
 WAYS_S = 120  # what a comparison of ways to train several seeds may take
