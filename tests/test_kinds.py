@@ -9,6 +9,7 @@ from PIL import Image
 from torchvision.transforms import v2
 
 from resnet_lib.experiments.augmentation import cost, learning, recipes
+from resnet_lib.experiments.families import accuracy, memory
 from resnet_lib.experiments.skip import gan, gradients, reconstruction
 from resnet_lib.experiments.tensor_cores import networks
 from resnet_lib.parameters import declared_in
@@ -55,6 +56,16 @@ def test_the_augmentation_chapter_crops_and_cuts_pictures_that_are_not_square(st
     assert changed.shape == images.shape == cost.PerImage(chapter.pictures.train).transform(images).shape
     for kind in (*learning.SITUATIONS, *learning.UNSEEN):
         assert learning.corrupt(kind, images, 2.0, recipes.seeded_generator()).shape == images.shape
+
+
+def test_the_families_train_at_equal_cost_on_pictures_that_are_not_square(study):
+    chapter = study("families", batch_size=32)
+    s = chapter._settings(accuracy.RATES, {})
+    for arm in ("grouped", "dense", "added"):
+        (row,) = accuracy.tried(s, "flops", arm, 0.1, 0)
+        assert 0 < row["loss"] < 10
+    for row in memory.memory(chapter._settings(memory.MEMORY, {}), "dense", 2):
+        assert row["predicted"] == row["measured"]
 
 
 def test_square_pictures_are_cropped_and_cut_as_ever():

@@ -159,9 +159,10 @@ def _words(rows) -> str:
 
 def draw_pareto(rows, s):
     """Accuracy against what a network costs besides: parameters or multiply-adds, and the activations it keeps."""
-    own, other = ends(rows), "madds" if rows[0]["equal"] == "parameters" else "parameters"
+    own = [r | {"kept_kib": r["kept_bytes"] / 1024} for r in ends(rows)]
+    other = "madds" if rows[0]["equal"] == "parameters" else "parameters"
     names = {other: {"madds": "multiply-adds", "parameters": "parameters"}[other]}
-    names["kept_bytes"] = "bytes kept for the backward pass, a picture"
+    names["kept_kib"] = "kept for the backward pass, KiB a picture"
     with plots.figure(2, 1, height=6.4, sharey=True) as (fig, axes):
         for ax, (column, name) in zip(axes, names.items(), strict=True):
             for (arm, label), marker in zip(ARMS.items(), plots.MARKERS, strict=True):
@@ -181,7 +182,7 @@ def draw_pareto(rows, s):
         ARMS[a]
         for a in ARMS
         if not any(
-            means[b] >= means[a] and of[b]["kept_bytes"] <= of[a]["kept_bytes"] and of[b][other] <= of[a][other]
+            means[b] >= means[a] and of[b]["kept_kib"] <= of[a]["kept_kib"] and of[b][other] <= of[a][other]
             for b in ARMS
             if b != a
         )

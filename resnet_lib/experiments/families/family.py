@@ -101,6 +101,7 @@ def draw(rows, s):
         ax.set_yticks(range(len(rows)), [NAMES[NETWORKS[r["network"]]] for r in rows])
         ax.set_xlabel("joins in the graph")
         ax.invert_yaxis()
+        ax.set_axisbelow(True)
         fig.legend(loc="outside upper center", fontsize=10)
     adding = page.listed([NAMES[NETWORKS[r["network"]]] for r in rows if r["additions"]])
     return f"Of these networks, {adding} add an input to what was made of it; the others join by concatenation alone."

@@ -82,8 +82,10 @@ def finding(rows, s, e):
     saved = page.listed(
         [f"{e['recomputing_' + r['network']].mean:.1f} times for {IMAGENET[r['network']]}" for r in of_published(rows)]
     )
+    off = e["prediction_off"].mean
+    agree = f"differ by at most {off:.2%}" if off else "agree to the byte"
     return (
-        f"Prediction and count differ by at most {e['prediction_off'].mean:.2%}. With more layers, what {GROWN['dense']} keeps "
+        f"Prediction and count {agree}. With more layers, what {GROWN['dense']} keeps "
         f"grows as their number to the power {e['power_dense'].mean:.2f}, and {GROWN['basic']}'s to the power "
         f"{e['power_basic'].mean:.2f}. With the units recomputed the powers are {e['power_dense_recomputed'].mean:.2f} and "
         f"{e['power_basic_recomputed'].mean:.2f}; recomputing saves {saved}."
@@ -114,7 +116,7 @@ def draw(rows, s):
                 look = {"color": colours[arm], "linestyle": dash, "linewidth": 1.5}
                 ax.plot(x, [r["predicted"] / 2**20 for r in own], **look)
                 label = f"{name}, units recomputed" if recomputed else name
-                mark = {"marker": "s" if arm == "dense" else "o", "color": colours[arm], "linestyle": dash}
+                mark = {"marker": "s" if arm == "dense" else "o", "color": colours[arm], "linestyle": ""}
                 ax.plot(
                     x, [r["measured"] / 2**20 for r in own], mfc="white" if recomputed else None, label=label, **mark
                 )
