@@ -16,11 +16,11 @@ from resnet_lib.resnets import ResNetConfig
 
 Config = ResNetConfig | DenseNetConfig | InceptionConfig
 ARMS = {  # in the order of every table and figure
-    "basic": "ResNet, basic units",
-    "bottleneck": "ResNet, bottlenecks",
+    "basic": "basic ResNet",
+    "bottleneck": "bottleneck ResNet",
     "grouped": "ResNeXt",
     "dense": "DenseNet",
-    "paths": "Inception, no addition",
+    "paths": "Inception without additions",
     "added": "Inception-ResNet",
 }
 COLOURS = dict(zip(ARMS, plots.PALETTE, strict=True))
