@@ -111,11 +111,11 @@ def finding(rows, s, e):
         f"{what} ({ARMS[arm]} over {ARMS[other]}) {page.change(e[name], *BETTER)}"
         for name, (what, arm, other) in GAINS.items()
     )
-    spread = max(r["madds"] for r in ends(rows)) / min(r["madds"] for r in ends(rows)) - 1
+    amounts = [r["parameters" if rows[0]["equal"] == "parameters" else "madds"] for r in ends(rows)]
     most = max(ARMS, key=lambda arm: e[f"kept_bytes_{arm}"].mean)
     return (
         f"After {s.epochs} epochs {ARMS['basic']} reaches a test accuracy of {e['basic_accuracy']}. What the others make of "
-        f"it: {gains}. The multiply-adds of the arms differ by at most {spread:.1%} from least to most; "
+        f"it: {gains}. The {_words(rows)} of the networks differ by {max(amounts) / min(amounts) - 1:.1%} from least to most; "
         f"{ARMS['dense']} has {e['parameters_dense'].mean:.2f} times the parameters of {ARMS['basic']}, and {ARMS[most]} "
         f"keeps {e[f'kept_bytes_{most}'].mean:.1f} times the activations."
     )
