@@ -17,6 +17,7 @@ IDS = re.findall(
     """
 bg-levers bg-hyper bg-data-quality bg-structure bg-gpu
 res-gradient res-info res-easy res-degradation res-sum res-samedim res-family
+fam-structure fam-flops-not-speed
 skip-sizes skip-express skip-capacity skip-gradient skip-generative
 aug-robust aug-geometric aug-photometric aug-amount aug-modern down-generalise down-balance prep-normalise
 bn-ics bn-faster bn-gradient bn-anywhere bn-eval bn-acceleration
@@ -27,6 +28,7 @@ net-block net-formula2 net-two-convs net-channels net-stem net-depth-free net-fe
 )
 CHAPTERS = {
     "residual",
+    "families",
     "skip",
     "resnet",
     "augmentation",

@@ -1,109 +1,137 @@
-"""The relatives are the published ones: counts to the digit, others' weights load, nonsense is refused."""
+"""The families are the published ones: counts to the digit, the logits of torchvision and timm, nonsense refused."""
 
 from dataclasses import replace
 
 import pytest
+import timm
 import torch
 import torchvision
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from resnet_lib import families, resnets
+from resnet_lib.families import DenseNetConfig, InceptionConfig
+from tests.test_resnets import filled
 
-# parameters, and multiply-adds in units of 10⁶ at the side that is published
-PUBLISHED = {
-    "resnext50_32x4d": (25_028_904, 4_230, 224),
-    "resnext101_32x8d": (88_791_336, 16_414, 224),
-    "densenet121": (7_978_856, 2_834, 224),
-    "densenet169": (14_149_480, 3_360, 224),
-    "inception_v4": (42_679_816, 12_254, 299),
-    "inception_resnet_v2": (55_843_464, 13_156, 299),
+PUBLISHED = {  # name → parameters, billions of multiply-adds, side of the pictures
+    "densenet121": (7_978_856, 2.834, 224),
+    "densenet169": (14_149_480, 3.360, 224),
+    "inception_v4": (42_679_816, 12.254, 299),
+    "inception_resnet_v2": (55_843_464, 13.156, 299),
 }
-SMALL = families.DenseNetConfig((2, 2), growth=4, first=8, stem="cifar", num_classes=5)
-
-
-def make(name):
-    return getattr(families, f"{name}_imagenet", None) or getattr(resnets, f"{name}_imagenet")
+SMALL = {
+    "densenet": families.DenseNet(DenseNetConfig((2, 3), 4, 8, stem="cifar", num_classes=7)),
+    "inception_v4": families.Inception(InceptionConfig("v4", (1, 1, 1), 0.05, "cifar", num_classes=7)),
+    "inception_resnet_v2": families.Inception(InceptionConfig("resnet_v2", (1, 1, 1), 0.05, "cifar", num_classes=7)),
+    "resnext": resnets.ResNet(families.resnext_config((1, 1), 16, 8, 4, num_classes=7)),
+}
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
-def test_parameters_and_multiply_adds_are_the_published_ones(name):
-    parameters, millions, side = PUBLISHED[name]
+def test_parameters_are_the_published_ones_to_the_digit_and_multiply_adds_too(name):
+    parameters, billions, side = PUBLISHED[name]
     with torch.device("meta"):
-        model, image = make(name)().eval(), torch.empty(1, 3, side, side)
+        model, image = getattr(families, f"{name}_imagenet")().eval(), torch.empty(1, 3, side, side)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model(image)
     assert resnets.count_parameters(model) == parameters
-    assert round(counter.get_total_flops() / 2e6) == millions
+    assert round(counter.get_total_flops() / 2e9, 3) == billions
 
 
-def theirs(name):
-    if not name.startswith("inception"):
-        return getattr(torchvision.models, name)
-    timm = pytest.importorskip("timm")
-    return {"inception_v4": timm.models.InceptionV4, "inception_resnet_v2": timm.models.InceptionResnetV2}[name]
-
-
-@pytest.mark.parametrize("name", ["densenet121", "inception_v4", "inception_resnet_v2"])
-def test_others_weights_in_their_order_give_the_same_logits(name):
-    published = theirs(name)
-    with torch.device("meta"):  # no draw of weights that are replaced at once
-        other, ours = published(), make(name)()
-    other, generator = other.to_empty(device="cpu").eval(), torch.Generator().manual_seed(0)
-    for key, value in other.state_dict().items():
-        if value.ndim > 1:
-            value.normal_(0, (2 / value[0].numel()) ** 0.5, generator=generator)
-        elif value.dtype.is_floating_point and ("weight" in key or "var" in key):
-            value.uniform_(0.8, 1.0, generator=generator)
-        else:
-            value.zero_()
-    ours = ours.to_empty(device="cpu").eval()
-    weights = zip(ours.state_dict(), other.state_dict().values(), strict=True)
-    ours.load_state_dict(dict(weights), strict=True)
-    images = torch.randn(1, 3, 96, 101, generator=generator)
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_the_weights_of_others_give_the_same_logits(name):
+    """DenseNet's load by name; Inception's by their order, which is that of the layers in both."""
+    library = torchvision.models if hasattr(torchvision.models, name) else timm.models
+    with torch.device("meta"):
+        theirs, ours = getattr(library, name)(), getattr(families, f"{name}_imagenet")()
+    generator = torch.Generator().manual_seed(0)
+    theirs, ours = filled(theirs, generator), ours.to_empty(device="cpu").eval()
+    found = theirs.state_dict()
+    if name.startswith("inception"):
+        own = ours.state_dict()
+        assert [v.shape for v in found.values()] == [v.shape for v in own.values()]
+        found = dict(zip(own, found.values(), strict=True))
+    ours.load_state_dict(found, strict=True)
+    images = torch.randn(2, 3, 107, 139, generator=generator)  # oblong, and every reduction keeps more than a pixel
     with torch.no_grad():
-        expected, found = other(images), ours(images)
-    assert expected.std() > 1e-3  # a signal came through
-    assert (expected - found).abs().max() <= 1e-4 * expected.abs().max()
+        expected, logits = theirs(images[:, :, :96, :128]), ours(images[:, :, :96, :128])
+    assert (expected[0] - expected[1]).abs().max() > 1e-2 * expected.abs().max()  # the pictures came through
+    assert (expected - logits).abs().max() <= 1e-4 * expected.abs().max()
 
 
-def test_a_dense_layer_keeps_what_it_was_given_and_adds_its_growth():
-    layer, x = families.DenseLayer(8, 4, 16).eval(), torch.randn(2, 8, 5, 6)
-    assert layer(x).shape == (2, 12, 5, 6) and torch.equal(layer(x)[:, :8], x)
+def test_small_networks_of_the_papers_have_their_published_sizes():
+    with torch.device("meta"):
+        resnext = resnets.ResNet(families.resnext_config((3, 3, 3), 64, 512, 8))
+        dense = families.DenseNet(DenseNetConfig((16, 16, 16), 12, 24, stem="cifar", num_classes=10))
+    assert round(resnets.count_parameters(resnext) / 1e6, 1) == 34.4  # ResNeXt-29, 8×64d: Xie et al., table 6
+    assert (
+        round(resnets.count_parameters(dense) / 1e6, 1) == 0.8
+    )  # DenseNet-BC, 100 layers, k = 12: Huang et al., table 2
+    assert sum(isinstance(m, nn.Conv2d | nn.Linear) for m in dense.modules()) == 100
 
 
-def test_a_unit_that_adds_is_its_input_where_its_branches_give_nothing():
-    unit, x = families.Added(6, 0.1, [(4, "1")], [(4, "1"), (8, "1x3")]), torch.rand(2, 6, 5, 5)
-    nn.init.zeros_(unit.expand.weight), nn.init.zeros_(unit.expand.bias)
-    assert torch.equal(unit(x), x)
-    assert unit.branches(x).shape == (2, 12, 5, 5)
+@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("sides", [(32, 32), (9, 14), (1, 1)])
+def test_small_picture_variants_take_any_size_and_every_parameter_gets_a_gradient(name, sides):
+    model = SMALL[name].train()
+    model.zero_grad(set_to_none=True)
+    logits = model(torch.randn(4, 3, *sides))
+    assert logits.shape == (4, 7)
+    logits.square().sum().backward()
+    assert not [n for n, p in model.named_parameters() if p.grad is None]
+    if sides == (32, 32):
+        assert not [n for n, p in model.named_parameters() if not p.grad.any()]
 
 
-def test_a_small_densenet_takes_small_pictures_of_any_shape_and_learns_from_every_layer():
-    model = families.DenseNet(SMALL)
-    model(torch.randn(4, 3, 8, 12)).logsumexp(1).sum().backward()
-    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in model.parameters())
+def test_a_dense_block_passes_on_its_input_untouched_and_each_layer_appends_the_growth():
+    block = families.DenseBlock(families.DenseLayer(6, 4, 16), families.DenseLayer(10, 4, 16))
+    x = torch.randn(2, 6, 5, 5)
+    out = block.eval()(x)
+    assert out.shape == (2, 14, 5, 5) and torch.equal(out[:, :6], x)
+    assert torch.equal(out[:, 10:], block[1](x, block[0](x)))
+
+
+def test_the_plain_twin_of_an_inception_resnet_has_its_weights_and_lacks_its_additions():
+    config = InceptionConfig("resnet_v2", (1, 1, 1), 0.05, "cifar", num_classes=7)
+    ours, twin = families.Inception(config).eval(), families.Inception(replace(config, residual=False)).eval()
+    twin.load_state_dict(ours.state_dict(), strict=True)
+    images = torch.randn(2, 3, 16, 16)
+    assert not torch.allclose(ours(images), twin(images))
+    unit = next(unit for unit in ours.units() if isinstance(unit, families.AddedPaths))
+    nn.init.zeros_(unit.conv.weight), nn.init.zeros_(unit.conv.bias)
+    x = torch.randn(2, unit.conv.out_channels, 4, 4)
+    assert torch.equal(unit(x), x.relu())
+
+
+@pytest.mark.parametrize("name", ["inception_v4", "inception_resnet_v2"])
+def test_a_picture_smaller_than_the_stem_needs_is_refused_and_the_smallest_allowed_is_taken(name):
+    with torch.device("meta"):
+        model = getattr(families, f"{name}_imagenet")().eval()
+        assert model(torch.empty(1, 3, 75, 75)).shape == (1, 1000)
+        with pytest.raises(
+            ValueError, match=r"74×80 pixels are too small .* at least 75; resize them, or use stem='cifar'"
+        ):
+            model(torch.empty(1, 3, 74, 80))
 
 
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: families.densenet121_imagenet()(torch.zeros(1, 3, 28, 40)), "28×40 is too small: .* at least 29"),
-        (lambda: families.inception_v4_imagenet()(torch.zeros(1, 3, 74, 90)), "74×90 is too small: .* at least 75"),
-        (lambda: replace(SMALL, blocks=(2, 0)), r"blocks\[1\]=0 must be a whole number of at least 1"),
-        (lambda: replace(SMALL, growth=0), "growth=0 must be a whole number of at least 1"),
-        (lambda: replace(SMALL, compression=0.0), "compression=0.0 must be above 0 and at most 1"),
-        (lambda: replace(SMALL, stem="small"), "stem='small' is not one of 'imagenet', 'cifar'"),
-        (lambda: families.InceptionConfig((1, 2)), r"blocks=\(1, 2\) must say how many of A, B and C there are"),
-        (lambda: families.InceptionConfig((1, 2, 3), stem="cifar"), "the stem 'imagenet' alone"),
+        (lambda: families.resnext_config((1,), 16, 12, 5), "cardinality=5 must divide .* allowed: 1, 2, 3, 4, 6, 12"),
+        (lambda: families.resnext_config((1,), 16, 0, 1), "inner=0 channels; allowed: none"),
+        (lambda: families.resnext_config((1,), 192, 8, 4), "must be a multiple of width / 64 = 3"),
+        (lambda: DenseNetConfig((6, 0)), r"blocks\[1\]=0 must be a whole number of at least 1"),
+        (lambda: DenseNetConfig(()), r"len\(blocks\)=0 must be"),
+        (lambda: DenseNetConfig((6,), growth=1.5), "growth=1.5 must be a whole number"),
+        (lambda: DenseNetConfig((6,), stem="mnist"), "stem='mnist' is not one of 'imagenet', 'cifar'"),
+        (lambda: DenseNetConfig((6,), compression=0.0), "compression=0.0 must be above 0 and at most 1"),
+        (lambda: InceptionConfig("v3"), "kind='v3' is not one of 'v4', 'resnet_v2'"),
+        (lambda: InceptionConfig(modules=(4, 7)), "must name three kinds"),
+        (lambda: InceptionConfig(modules=(4, 7, 0)), r"modules\[2\]=0 must be"),
+        (lambda: InceptionConfig(width=0.0), "width=0.0 must be above 0"),
+        (lambda: InceptionConfig(residual=False), "residual=False fits kind='resnet_v2' only"),
     ],
 )
-def test_nonsense_is_refused_with_the_value_and_the_rule(make, message):
+def test_a_shape_that_is_nonsense_is_refused(make, message):
     with pytest.raises(ValueError, match=message):
         make()
-
-
-@pytest.mark.parametrize(("name", "least"), [("densenet121", 29), ("inception_v4", 75), ("inception_resnet_v2", 75)])
-def test_the_smallest_picture_that_is_taken_leaves_a_pixel(name, least):
-    with torch.device("meta"):
-        assert make(name)().eval()(torch.empty(1, 3, least, least)).shape == (1, 1000)

@@ -10,6 +10,7 @@ from torchvision.transforms import v2
 
 from resnet_lib import tune
 from resnet_lib.experiments.augmentation import cost, learning, recipes
+from resnet_lib.experiments.families import accuracy, memory
 from resnet_lib.experiments.skip import gan, gradients, reconstruction
 from resnet_lib.experiments.tensor_cores import networks
 from resnet_lib.parameters import declared_in
@@ -68,6 +69,16 @@ def test_the_tuning_chapter_and_the_search_take_pictures_that_are_not_square(stu
     search = tune.Search(epochs=1, batch_size=16, width=4, flips=True, device="cpu")
     (row,) = tune.fitted(chapter.pictures, search, search.config(), 0).rows
     assert 0 <= row["val_error"] <= 1
+
+
+def test_the_families_train_at_equal_cost_on_pictures_that_are_not_square(study):
+    chapter = study("families", batch_size=32)
+    s = chapter._settings(accuracy.RATES, {})
+    for arm in ("grouped", "dense", "added"):
+        (row,) = accuracy.tried(s, "flops", arm, 0.1, 0)
+        assert 0 < row["loss"] < 10
+    for row in memory.memory(chapter._settings(memory.MEMORY, {}), "dense", 2):
+        assert row["predicted"] == row["measured"]
 
 
 def test_square_pictures_are_cropped_and_cut_as_ever():

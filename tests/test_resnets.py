@@ -19,23 +19,30 @@ IMAGENET = {  # name → parameters in millions, as published
     "resnet152": 60.19,
     "wide_resnet50_2": 68.88,
     "resnext50_32x4d": 25.03,
+    "resnext101_32x8d": 88.79,
 }
 TINY = ResNetConfig((1, 1), (4, 8))
 
 
-@pytest.mark.parametrize("name", IMAGENET)
-def test_torchvisions_weights_load_and_give_the_same_logits(name):
-    with torch.device("meta"):  # no draw of weights that are replaced at once
-        theirs, ours = getattr(torchvision.models, name)(), getattr(resnets, f"{name}_imagenet")()
-    theirs, generator = theirs.to_empty(device="cpu").eval(), torch.Generator().manual_seed(0)
-    for key, value in theirs.state_dict().items():
+def filled(model, generator):
+    """A network from the meta device with weights under which a signal comes through, in evaluation mode."""
+    model = model.to_empty(device="cpu").eval()
+    for key, value in model.state_dict().items():
         if value.ndim > 1:
             value.normal_(0, (2 / value[0].numel()) ** 0.5, generator=generator)
         elif value.dtype.is_floating_point:
             value.uniform_(0.2, 0.5, generator=generator) if "weight" in key or "var" in key else value.zero_()
         else:
             value.zero_()
-    ours = ours.to_empty(device="cpu").eval()
+    return model
+
+
+@pytest.mark.parametrize("name", IMAGENET)
+def test_torchvisions_weights_load_and_give_the_same_logits(name):
+    with torch.device("meta"):  # no draw of weights that are replaced at once
+        theirs, ours = getattr(torchvision.models, name)(), getattr(resnets, f"{name}_imagenet")()
+    generator = torch.Generator().manual_seed(0)
+    theirs, ours = filled(theirs, generator), ours.to_empty(device="cpu").eval()
     ours.load_state_dict(theirs.state_dict(), strict=True)
     assert round(resnets.count_parameters(ours) / 1e6, 2) == IMAGENET[name]
     images = torch.randn(1, 3, 64, 64, generator=generator)

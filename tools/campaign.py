@@ -37,7 +37,10 @@ FIRST = (  # what only such a machine can tell, the most wanted first
     ("resnet", "inference"),
 )
 # what is left of each
-THEN = ("residual", "resnet", "skip", "batch_norm", "augmentation", "downsampling", "tuning", "parallelism", "tensor_cores")
+THEN = (
+    *("residual", "resnet", "families", "skip", "batch_norm", "augmentation"),
+    *("downsampling", "tuning", "parallelism", "tensor_cores"),
+)
 RESERVED_S = 15  # for packing
 TRIED_S = 10  # of runs at an experiment's tiny size, after which it is known to work
 WAYS_S = 120  # what a comparison of ways to train several seeds may take

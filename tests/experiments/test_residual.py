@@ -9,7 +9,7 @@ from torch import nn
 
 from resnet_lib import blocks
 from resnet_lib.experiments import residual
-from resnet_lib.experiments.residual import depth, family, gradients, shortcuts, tasks, tuning, unit
+from resnet_lib.experiments.residual import depth, gradients, shortcuts, tasks, tuning, unit
 from tests.experiments.conftest import settings
 
 SEEDS = (0, 1, 2)
@@ -245,30 +245,6 @@ def test_generation_follows_the_velocity_from_noise_and_undoes_the_normalisation
 
     still = torch.randn((6, 1, 2, 2), generator=torch.Generator().manual_seed(0))
     assert torch.allclose(tasks.generate(s, One()), (still + 1) * 0.25 + 0.5, atol=1e-5)
-
-
-def test_a_family_member_adds_an_input_to_what_was_made_from_it():
-    class Skip(nn.Module):
-        def forward(self, x):
-            return torch.cat([x.relu() + x, x.relu() + x.tanh()], 1)
-
-    assert family.joins(Skip()) == {"additions": 1, "concatenations": 1}
-    rows = [{"network": "a", "additions": 3}, {"network": "b", "additions": 0}]
-    found = family.estimates(rows, settings())
-    assert {name: e.mean for name, e in found.items()} == {"a": 1.0, "b": 0.0}
-
-
-@pytest.mark.parametrize(
-    ("network", "additions", "concatenations"),
-    [
-        ("resnet", 16, 0), ("resnext", 16, 0), ("resnext101", 33, 0),  # one a unit, projected shortcuts too
-        ("densenet", 0, 58), ("densenet169", 0, 82),  # one a layer; timm joins once more after each block
-        ("inception_v4", 0, 25), ("inception_resnet", 40, 43),  # as timm's graphs have them
-    ],
-)  # fmt: skip
-def test_each_relative_joins_as_often_as_its_paper_says(network, additions, concatenations):
-    (row,) = family.family(settings(), network)
-    assert (row["additions"], row["concatenations"]) == (additions, concatenations)
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,6 @@
 
 from resnet_lib import page
 from resnet_lib.experiments.residual.depth import DEGRADATION, INFORMATION, RATES, REMOVAL, TRAINED_GRADIENTS
-from resnet_lib.experiments.residual.family import FAMILY
 from resnet_lib.experiments.residual.gradients import GRADIENTS, SHATTERING
 from resnet_lib.experiments.residual.shortcuts import SHORTCUTS
 from resnet_lib.experiments.residual.tasks import THREE_TASKS
@@ -22,7 +21,6 @@ EXPERIMENTS = (
     SHORTCUTS,
     REMOVAL,
     THREE_TASKS,
-    FAMILY,
 )
 
 
