@@ -10,7 +10,7 @@ from torch import nn
 
 from resnet_lib import data, noise
 from resnet_lib.experiments import depths, downsampling
-from resnet_lib.experiments.downsampling import curve, labels, selection, skew, training
+from resnet_lib.experiments.downsampling import curve, labels, resolution, selection, skew, training
 from tests.experiments.conftest import made_up_pictures, settings
 
 SEEDS = (0, 1, 2)
@@ -553,3 +553,61 @@ def test_the_front_names_the_rival_and_practice_has_a_line_for_every_case():
     table = downsampling.practice(found).strip().splitlines()
     assert len(table) > 8 and all(line.count("|") == 4 for line in table)
     assert all("n=3" in line for line in table[2:])
+
+
+# --- resolution
+
+
+def test_a_resized_network_sees_means_or_skipped_pixels_at_a_share_of_the_side():
+    seen = []
+    inside = nn.Module()
+    inside.forward = lambda images: seen.append(images) or images
+    stripes = torch.tensor([0.0, 1.0]).repeat(4).expand(1, 1, 8, 8)
+    for share, skips in ((1.0, False), (0.5, False), (0.5, True)):
+        resolution.Resized(inside, share, skips)(stripes)
+    whole, averaged, skipped = seen
+    assert torch.equal(whole, stripes) and averaged.shape == skipped.shape == (1, 1, 4, 4)
+    assert torch.allclose(averaged[..., 1:-1], torch.tensor(0.5))  # grey, as the eye would have it
+    assert torch.equal(skipped, torch.zeros(1, 1, 4, 4))  # the alias: one of the two stripes alone
+
+
+def test_a_growing_training_sees_half_the_side_for_half_of_its_steps_and_is_judged_whole():
+    s = running(resolution_epochs=5)
+    sides = []
+
+    class Watched(resolution.Resized):
+        def forward(self, images):
+            if self.training:
+                sides.append(self.share)
+            return super().forward(images)
+
+    task, model = resolution.Growing(6), Watched(nn.Sequential(nn.Flatten(), nn.LazyLinear(3)), 1.0)
+    model.inside = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(1, 3))
+    for _ in range(6):
+        task(model.train(), torch.rand(4, 1, 8, 8), torch.zeros(4).long(), None)
+        task(model.eval(), torch.rand(4, 1, 8, 8), torch.zeros(4).long(), None)
+    assert sides == [0.5] * 3 + [1.0] * 3
+    made = resolution.trained(s, resolution.GROWING, 0.05, 0)
+    assert made.model.share == 1.0 and made.rows[-1]["epoch"] == 8 == resolution.epochs_of(s, resolution.GROWING)
+
+
+def test_equal_work_buys_epochs_by_pixels():
+    s = running(resolution_epochs=9)
+    for arm in resolution.ARMS:
+        spent = resolution.epochs_of(s, arm) * resolution.work(arm)
+        if arm.endswith("equal work") or arm == resolution.WHOLE:
+            assert spent == pytest.approx(9, rel=0.05)
+        else:
+            assert spent < 0.6 * 9 and resolution.epochs_of(s, arm) == 9
+
+
+def test_resolutions_are_compared_by_seed_and_each_gain_names_its_arms():
+    level = {arm: 0.5 - 0.05 * place for place, arm in enumerate(resolution.ARMS)}
+    rows = [
+        {"arm": arm, "seed": seed, "accuracy": level[arm] + 0.01 * seed} for arm in resolution.ARMS for seed in SEEDS
+    ]
+    e = resolution.estimates(rows, settings(chance_error=0.9))
+    for name, (a, b) in resolution.GAINS.items():
+        assert e[name].mean == pytest.approx(level[a] - level[b]) and e[name].n == 3
+    assert e["averaged_over_skipped"].mean > 0 > e["half_gain"].mean
+    assert e["least_over_chance"].mean == pytest.approx(min(level.values()) + 0.01 - 0.1)

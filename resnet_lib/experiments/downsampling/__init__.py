@@ -3,10 +3,21 @@
 from resnet_lib import page
 from resnet_lib.experiments.downsampling.curve import CURVE_RATES, LEARNING_CURVE
 from resnet_lib.experiments.downsampling.labels import LABEL_NOISE, NOISE_RATES
+from resnet_lib.experiments.downsampling.resolution import RESOLUTION, RESOLUTION_RATES
 from resnet_lib.experiments.downsampling.selection import CHOSEN, SELECTION, named
 from resnet_lib.experiments.downsampling.skew import IMBALANCE, REMEDIES, SKEW_RATES, most_for_the_rarest, short
 
-EXPERIMENTS = (CURVE_RATES, LEARNING_CURVE, SELECTION, NOISE_RATES, LABEL_NOISE, SKEW_RATES, IMBALANCE)
+EXPERIMENTS = (
+    CURVE_RATES,
+    LEARNING_CURVE,
+    SELECTION,
+    NOISE_RATES,
+    LABEL_NOISE,
+    SKEW_RATES,
+    IMBALANCE,
+    RESOLUTION_RATES,
+    RESOLUTION,
+)
 
 GAINS = "gains", "loses", "makes no clear difference"
 
@@ -36,6 +47,7 @@ def answers(e):
 2. Hard pictures first, against random at equal steps, at 60 % kept: {page.trend(mild, *better)}, {mild}; at the smallest share: {page.trend(heavy, *better)}, {heavy}. The predicted crossing {"shows" if crossed else "does not show"}.
 3. At 1:50, against doing nothing, under-sampling: {page.trend(under, *better)}, {under}; logit adjustment: {page.trend(adjusted, *better)}, {adjusted}; under-sampling minus logit adjustment: {e["imbalance/undersampling_over_logit_adjustment_at_50"]}.
 4. Four tenths of wrong labels cost {evenly} drawn evenly and {by_class} by class; dropping suspects {page.change(e["label_noise/suspects_gain"], *GAINS)} and {page.change(e["label_noise/suspects_gain_by_class"], *GAINS)}.
+5. Half the side, against all of it, at equal work: {page.trend(e["resolution/half_equal_work_gain"], *better)}, {e["resolution/half_equal_work_gain"]}; pictures that grow: {page.trend(e["resolution/growing_gain"], *better)}, {e["resolution/growing_gain"]}.
 """
 
 
@@ -77,6 +89,12 @@ def practice(e):
          f"{over('label_noise/suspects_gain_by_class')}; GCE {over('label_noise/gce_gain_by_class')}"),
         ("labels of unknown quality", "look at the suspects before dropping them",
          f"where no label is wrong, dropping suspects {over('label_noise/suspects_gain_without_noise')}"),
+        ("time for a quarter of the work", "smaller pictures before fewer pictures",
+         f"half the side {over('resolution/half_gain')}; averaging first {over('resolution/averaged_over_skipped')} against "
+         "skipping pixels"),
+        ("time, and pictures larger than they need be", "try a smaller side for longer, or one that grows",
+         f"at equal work three quarters of the side {over('resolution/three_quarters_equal_work_gain')}, half of it "
+         f"{over('resolution/half_equal_work_gain')}, growing {over('resolution/growing_gain')}"),
     ]  # fmt: skip
     head = "| you have | what to do | measured here, in test accuracy |\n| --- | --- | --- |\n"
     return head + "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
