@@ -121,7 +121,7 @@ def estimates(rows, s):
         found[f"gap_saved_equal_{regime}"] = stats.paired_rows(own, "gap", "share", 1.0, SMALL, unit="accuracy")
         found[f"steps_ratio_{regime}"] = stats.paired_ratio(own, "steps", "share", SMALL, 1.0)
     whole = [r["accuracy"] for r in rows if r["share"] == 1]
-    found["whole_accuracy"] = stats.interval(whole, unit="accuracy")
+    found["whole_accuracy"] = stats.interval(whole, unit="share")
     found["whole_over_chance"] = stats.interval([a - 1 + s.chance_error for a in whole], unit="accuracy")
     fitted = laws(rows)
     found["exponent"] = stats.interval([one["b"] for one in fitted])

@@ -131,7 +131,7 @@ GAINS = {  # name → one arm, minus another
 def estimates(rows, s):
     found = {name: stats.paired_rows(rows, "accuracy", "arm", a, b, unit="accuracy") for name, (a, b) in GAINS.items()}
     whole = [r["accuracy"] for r in rows if r["arm"] == WHOLE]
-    found["whole_accuracy"] = stats.interval(whole, unit="accuracy")
+    found["whole_accuracy"] = stats.interval(whole, unit="share")
     found["least_over_chance"] = stats.interval(
         [min(r["accuracy"] for r in rows if r["seed"] == seed) - 1 + s.chance_error for seed in _seeds(rows)],
         unit="accuracy",

@@ -95,7 +95,7 @@ def estimates(rows, s):
     least = [min(r["accuracy"] for r in stats.where(own, seed=seed)) - chance for seed in seeds]
     basic = [r["accuracy"] for r in stats.where(own, arm="basic")]
     found["least_over_chance"] = stats.interval(least, unit="accuracy")
-    found["basic_accuracy"] = stats.interval(basic, unit="accuracy")
+    found["basic_accuracy"] = stats.interval(basic, unit="share")
     costs = {arm: stats.where(own, arm=arm)[0] for arm in ARMS}
     for name in ("parameters", "kept_bytes"):
         for arm in ARMS:
@@ -125,7 +125,7 @@ def table(rows, s):
     shown = []
     for arm in ARMS:
         own = stats.where(ends(rows), arm=arm)
-        accuracy = stats.interval([r["accuracy"] for r in own], unit="accuracy")
+        accuracy = stats.interval([r["accuracy"] for r in own], unit="share")
         shown.append(own[0] | {"name": ARMS[arm], "test": accuracy, "kib": own[0]["kept_bytes"] / 1024})
     columns = {"name": "network", "rate": ("learning rate", "g"), "madds": ("multiply-adds", ",")}
     columns |= {"parameters": ("parameters", ","), "kib": ("kept for a picture, KiB", ",.0f")}

@@ -156,7 +156,7 @@ def table(rows, s):
                 row[mode] = f"{slower(rows, which, mode, network).mean:.2f}"
             if which == "arms":
                 reached = [r["accuracy"] for r in stats.where(same, arm=network)]
-                row["accuracy"] = stats.interval(reached, unit="accuracy")
+                row["accuracy"] = stats.interval(reached, unit="share")
             shown.append(row)
     columns = {"name": "network", "madds": ("millions of multiply-adds", ",.1f")}
     columns |= {"train": "time of a training step, over the first's", "infer": "of inference"}
