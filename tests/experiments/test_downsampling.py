@@ -548,6 +548,8 @@ def test_the_front_names_the_rival_and_practice_has_a_line_for_every_case():
     found |= {f"label_noise/{n}": one for n, one in labels.estimates(noise_rows()[0], settings(facts=FACTS)).items()}
     found |= {f"learning_curve/{n}": one for n, one in curve.estimates(curve_rows(), settings(facts=FACTS)).items()}
     found |= {f"selection/{n}": one for n, one in selection.estimates(selection_rows()[0], settings()).items()}
+    seen = resolution.estimates(resolution_rows(), settings(chance_error=0.9))
+    found |= {f"resolution/{n}": one for n, one in seen.items()}
     assert "loses" in downsampling.answer(found) and "worse" in downsampling.answer(found)
     assert "does not show" in downsampling.answers(found)
     table = downsampling.practice(found).strip().splitlines()
@@ -556,6 +558,11 @@ def test_the_front_names_the_rival_and_practice_has_a_line_for_every_case():
 
 
 # --- resolution
+
+
+def resolution_rows():
+    level = {arm: 0.5 - 0.05 * place for place, arm in enumerate(resolution.ARMS)}
+    return [{"arm": arm, "seed": seed, "accuracy": at + 0.01 * seed} for arm, at in level.items() for seed in SEEDS]
 
 
 def test_a_resized_network_sees_means_or_skipped_pixels_at_a_share_of_the_side():
@@ -602,11 +609,8 @@ def test_equal_work_buys_epochs_by_pixels():
 
 
 def test_resolutions_are_compared_by_seed_and_each_gain_names_its_arms():
-    level = {arm: 0.5 - 0.05 * place for place, arm in enumerate(resolution.ARMS)}
-    rows = [
-        {"arm": arm, "seed": seed, "accuracy": level[arm] + 0.01 * seed} for arm in resolution.ARMS for seed in SEEDS
-    ]
-    e = resolution.estimates(rows, settings(chance_error=0.9))
+    level = {row["arm"]: row["accuracy"] for row in resolution_rows() if row["seed"] == 0}
+    e = resolution.estimates(resolution_rows(), settings(chance_error=0.9))
     for name, (a, b) in resolution.GAINS.items():
         assert e[name].mean == pytest.approx(level[a] - level[b]) and e[name].n == 3
     assert e["averaged_over_skipped"].mean > 0 > e["half_gain"].mean
