@@ -1,6 +1,8 @@
 """The built pages in a browser: at three widths, light and dark, as readers with a phone or a keyboard meet them."""
 
 import shutil
+import subprocess
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -18,6 +20,8 @@ SPILLS = """() => [...document.querySelectorAll("article *")].filter(one => {
     for (let up = one; up; up = up.parentElement) if (getComputedStyle(up).overflowX !== "visible") return false;
     return box.width && box.right > innerWidth + 1 && !one.closest("mjx-container, .headerlink");
 }).map(one => one.outerHTML.slice(0, 100))"""
+
+AXE = "axe-core@4.14.1"  # the accessibility rules of WCAG 2, from the npm registry where there is one
 
 pytestmark = [pytest.mark.book, pytest.mark.skipif(not CHROMIUM, reason="no Chromium on this machine")]
 
@@ -70,6 +74,29 @@ def test_no_page_scrolls_sideways_complains_or_asks_another_host(visit, width, t
         assert said == [], name
         away = [url for url in asked if not url.startswith(("file:", "data:", "blob:"))]
         assert [url for url in away if "mathjax" not in url or (HTML / "mathjax").is_dir()] == [], name
+        page.context.close()
+
+
+@pytest.fixture(scope="module")
+def axe(tmp_path_factory):
+    """The source of axe-core."""
+    folder = tmp_path_factory.mktemp("axe")
+    if not shutil.which("npm"):
+        pytest.skip("no npm, from which axe-core comes")
+    if subprocess.run(["npm", "pack", AXE, "--silent"], cwd=folder, capture_output=True, timeout=120).returncode:
+        pytest.skip("the npm registry gives no axe-core")
+    with tarfile.open(next(folder.glob("*.tgz"))) as package:
+        return package.extractfile("package/axe.min.js").read().decode()
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_no_page_has_a_serious_fault_of_accessibility(visit, axe, theme):
+    for name in chapters():
+        page, _, _ = visit(name, theme=theme)
+        page.evaluate(axe)
+        found = page.evaluate("() => axe.run(document, {runOnly: ['wcag2a', 'wcag2aa']})")["violations"]
+        grave = [(v["id"], v["nodes"][0]["html"][:120]) for v in found if v["impact"] in ("serious", "critical")]
+        assert grave == [], name
         page.context.close()
 
 

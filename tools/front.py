@@ -98,7 +98,9 @@ def strip(rows: list[dict]) -> str:
         links = []
         for row in (r for r in rows if r["section"] == section):
             told = html.escape(f"{row['claim']} {row['verdict'].capitalize()}: {row['because']}.", quote=True)
-            where = f'href="chapters/{row["chapter"]}.html#{row["id"]}"' if row["effects"] else 'tabindex="0"'
+            where = (
+                f'href="chapters/{row["chapter"]}.html#{row["id"]}"' if row["effects"] else 'tabindex="0" role="img"'
+            )
             look = f'class="verdict-square {verdicts.style(row["verdict"])}"'
             links.append(f'<a {where} {look} data-told="{told}" aria-label="{told}"></a>')
         parts.append(f'<span class="verdict-group"><small>{html.escape(section)}</small> {"".join(links)}</span>')
