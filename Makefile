@@ -5,7 +5,7 @@ JOBS    ?=
 PORT    ?= 8000
 run     := .venv/bin/python
 
-.PHONY: book test bench lint format serve clean lock
+.PHONY: book pdf test bench lint format serve clean lock
 
 book: .venv/.ready  ## execute what changed, render the pages
 	@$(run) -m tools.execute --profile $(PROFILE) $(if $(JOBS),--jobs $(JOBS))
@@ -34,6 +34,9 @@ format: .venv/.ready
 serve: book  ## the pages on localhost
 	@echo "the book: http://localhost:$(PORT)/   (Ctrl-C ends)"
 	@$(run) -m http.server $(PORT) --bind 127.0.0.1 --directory _build/html
+
+pdf: book  ## the pages on paper: _build/book.pdf; needs a Chromium
+	@$(run) -m tools.paper
 
 clean:  ## what was built; .venv stays (rm -rf .venv for that)
 	rm -rf _build build *.egg-info .pytest_cache .ruff_cache
