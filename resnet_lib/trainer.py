@@ -49,7 +49,7 @@ def fitted(
 
     def network() -> nn.Module:
         made = resnets.resnet_cifar(depth, widths=(width, 2 * width, 4 * width), **shape)
-        # Before it is wrapped: where strides change afterwards, DDP averages other numbers without a word (PyTorch 2.15).
+        # Before DDP wraps it, or its first averages are wrong: experiment 3 of the chapter on parallelism.
         made = made.to(device, memory_format=torch.channels_last if config.channels_last else torch.contiguous_format)
         if count == 1:
             return made

@@ -119,6 +119,11 @@ def test_every_kind_trains_oblong_grey_pictures_as_one_process_does():
     norm = traps.norm_estimates(rows, settings())
     assert norm["by_hand_gradient"].mean < 1e-9 and norm["by_hand_statistics"].mean < 1e-9
     assert norm["plain_gradient"].mean > 1e-3, "plain batch norm trains another function"
+    layout = traps.layout_estimates(rows, settings())
+    assert max(e.mean for name, e in layout.items() if name != "after_copies_first") < 1e-12
+    assert layout["after_copies_first"].mean > 1e-3, "the trap is gone: say so in the chapter"
+    told = traps.layout_finding(rows, settings(), layout)
+    assert "not an error" in told and f"{layout['after_copies_first'].mean:.0%} of the largest off" in told
     uneven = traps.uneven_estimates(rows, settings())
     assert uneven["weighted"].mean < 1e-9 and uneven["absent"].mean < 1e-9 and uneven["means"].mean > 1e-3
     assert traps.convolution_estimates(rows, settings())["by_hand_wrong"].mean == 0

@@ -6,9 +6,9 @@ from resnet_lib.experiments.parallelism.faults import FAULT
 from resnet_lib.experiments.parallelism.kinds import KINDS
 from resnet_lib.experiments.parallelism.scaling import SCALING
 from resnet_lib.experiments.parallelism.thousands import THOUSANDS
-from resnet_lib.experiments.parallelism.traps import BATCH_NORM, CONVOLUTIONS, UNEVEN
+from resnet_lib.experiments.parallelism.traps import BATCH_NORM, CONVOLUTIONS, LAYOUT, UNEVEN
 
-EXPERIMENTS = (KINDS, THOUSANDS, BATCH_NORM, CONVOLUTIONS, UNEVEN, FAULT, SCALING, COST_MODEL)
+EXPERIMENTS = (KINDS, THOUSANDS, BATCH_NORM, LAYOUT, CONVOLUTIONS, UNEVEN, FAULT, SCALING, COST_MODEL)
 
 
 def speeds(e) -> str:
@@ -67,6 +67,7 @@ def practice(e):
 
 - **Ask for your own network first**: `python -m resnet_lib.parallel --plan resnet50 --processes 8 --batch 256 --link-gbit 100` says what fits, what is sent and how long a step should take.
 - **Synchronise batch norm, or keep the batch of each process large.** Plain, its gradients were {e["batch_norm/plain_gradient"].mean:.0%} of the largest off.
+- **Put channels last before DDP wraps the network.** Done after, the first step's gradients were {e["layout/after_copies_first"].mean:.0%} of the largest off, under a warning that calls it no error.
 - **Divide convolutions by hand, or by pictures.** `DTensor` was silently wrong in {e["convolutions/dtensor_wrong"].mean:.0f} layers here.
 - **Weight uneven batches by their pictures.** A mean of means was {e["uneven/means"].mean:.0%} of a step off, the weighted one {e["uneven/weighted"].mean:.0e}.
 - **Save with `torch.distributed.checkpoint` under another name, then rename.** A full disk then costs nothing but that checkpoint.

@@ -3,6 +3,8 @@
 import copy
 import math
 import os
+import re
+import warnings
 from dataclasses import replace
 
 import torch
@@ -17,13 +19,13 @@ from resnet_lib.experiments.parallelism.unavailable import or_skipped
 SETTINGS = ("processes", "exact_depth", "exact_width", "exact_batch", "exact_steps", "micro_batches")
 LEARNING_RATE = 0.01  # small: without batch norm; what is compared is arithmetic, not how well it trains
 TIMEOUT_S = 300.0
-WHATS = ("kind", "norm", "convolution", "uneven")
+WHATS = ("kind", "norm", "layout", "convolution", "uneven")
 
 
 def exact(s, processes: int) -> list[dict]:
     """All exact comparisons over some processes, in one start of torchrun; float64 throughout.
 
-    Returns: rows with `what`: "kind" (by kind and rank), "norm", "convolution", "uneven" (by case).
+    Returns: rows with `what`: "kind" (by kind and rank), "norm", "layout", "convolution", "uneven" (by case).
     """
     if rows := or_skipped(*WHATS):
         return rows
@@ -64,7 +66,8 @@ def prepared(s, processes: int) -> tuple[dict, dict[str, Tensor]]:
 def compared(s: dict, tensors: dict[str, Tensor]) -> list[dict]:
     """What each process does; its rows."""
     batches = list(zip(tensors["images"].split(s["batch"]), tensors["labels"].split(s["batch"]), strict=True))
-    return [*kinds(s, batches), *norms(s, batches), *convolutions(batches[0][0]), *uneven(s, batches)]
+    traps = (*norms(s, batches), *layouts(s, batches), *convolutions(batches[0][0]), *uneven(s, batches))
+    return [*kinds(s, batches), *traps]
 
 
 # ---------------------------------------------------------------- equal to one process
@@ -179,6 +182,41 @@ def norms(s: dict, batches) -> list[dict]:
             row["refused"] = str(error).splitlines()[0]
         rows.append({key: row[key] for key in row if key not in ("held", "stored", "seen", "sent")})
         dist.barrier()
+    return rows
+
+
+# ---------------------------------------------------------------- the memory format changes after wrapping
+
+
+def layouts(s: dict, batches) -> list[dict]:
+    """The averaged gradients of DDP over weights that get their channels last before or after it wraps them.
+
+    Held to one process's at the same weights, in the first step and in the one after, when DDP has laid its buckets
+    anew; with gradients copied out of the buckets, its default, and as views of them.
+    """
+    from torch.nn.parallel import DistributedDataParallel
+
+    n, rank, rows = dist.get_world_size(), dist.get_rank(), []
+    model = engines.network(s, s["width"]).double().to(parallel.own_device())
+    expected = [engines.alone(model, [batch], LEARNING_RATE)["gradients"] for batch in batches[:2]]
+    for when in ("before", "after"):
+        for views in (False, True):
+            mine, row = copy.deepcopy(model), {"what": "layout", "when": when, "views": views}
+            if when == "before":
+                mine = mine.to(memory_format=torch.channels_last)
+            ddp = DistributedDataParallel(mine, gradient_as_bucket_view=views)
+            if when == "after":
+                mine.to(memory_format=torch.channels_last)
+            with warnings.catch_warnings(record=True) as said:
+                warnings.simplefilter("always")
+                for step, wanted, (images, labels) in zip(("first", "second"), expected, batches, strict=False):
+                    ddp.zero_grad()
+                    F.cross_entropy(ddp(images.chunk(n)[rank]), labels.chunk(n)[rank]).backward()
+                    apart = [(p.grad - wanted[name]).abs().max() for name, p in mine.named_parameters()]
+                    row[step] = float(max(apart) / max(x.abs().max() for x in wanted.values()))
+            told = [re.search(r"This is not an error[^.]*", str(one.message)) for one in said]
+            rows.append(row | {"said": next((found.group() for found in told if found), "")})
+            dist.barrier()
     return rows
 
 

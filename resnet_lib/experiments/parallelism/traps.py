@@ -75,6 +75,62 @@ BATCH_NORM = Experiment(
 )
 
 
+# ---------------------------------------------------------------- the memory format
+
+
+def layout_estimates(rows, s):
+    found = {}
+    for when in ("before", "after"):
+        for views in (False, True):
+            own = stats.where(rows, what="layout", when=when, views=views)
+            for step in ("first", "second"):
+                name = f"{when}_{'views' if views else 'copies'}_{step}"
+                found[name] = stats.exact(max(r[step] for r in own), "relative")
+    return found
+
+
+def layout_finding(rows, s, e):
+    said = next((r["said"] for r in rows if r.get("said")), "")
+    warned = f"PyTorch warns and adds: {said!r}" if said else "Nothing is said"
+    wrong = e["after_copies_first"].mean > EQUAL
+    return (
+        f"Where weights get their channels last before DDP wraps them, every gradient is one process's, to "
+        f"{max(e[f'before_{how}_{step}'].mean for how in ('copies', 'views') for step in ('first', 'second')):.0e}. Where they "
+        f"get them after, the first step's gradients are {e['after_copies_first'].mean:.0%} of the largest off, and the "
+        f"second's {e['after_copies_second'].mean:.0e}. {warned}. "
+        + (
+            f"With gradients as views of the buckets the first step is {e['after_views_first'].mean:.0e} off."
+            if wrong
+            else ""
+        )
+    )
+
+
+def layout_table(rows, s):
+    shown = [
+        {"when": f"{when} it is wrapped", "views": "views" if views else "copies", "processes": n}
+        | {step: max(r[step] for r in own) for step in ("first", "second")}
+        for n in sorted({r["processes"] for r in rows})
+        for when in ("before", "after")
+        for views in (False, True)
+        if (own := stats.where(rows, what="layout", when=when, views=views, processes=n))
+    ]
+    columns = {"when": "channels last", "views": "gradients", "processes": "processes"}
+    return page.table(shown, columns | {"first": ("first step off", ".0e"), "second": ("second step off", ".0e")})
+
+
+LAYOUT = Experiment(
+    "layout",
+    run=exact,
+    conditions=runs,
+    estimates=unavailable.estimates(layout_estimates),
+    settings=SETTINGS,
+    finding=unavailable.finding(layout_finding),
+    table=unavailable.table(layout_table),
+    kept=("layout",),
+)
+
+
 # ---------------------------------------------------------------- convolutions
 
 
