@@ -34,10 +34,12 @@ FIRST = (  # what only such a machine can tell, the most wanted first
     ("tensor_cores", "gpu"),
     ("batch_norm", "cost"),
     ("batch_norm", "convergence"),
-    ("resnet", "inference"),
+    ("inference", "speed"),
+    ("inference", "steps"),
 )
 # what is left of each
 THEN = ("residual", "resnet", "skip", "batch_norm", "augmentation", "downsampling", "tuning", "tensor_cores")
+THEN += ("inference",)
 RESERVED_S = 15  # for packing
 TRIED_S = 10  # of runs at an experiment's tiny size, after which it is known to work
 WAYS_S = 120  # what a comparison of ways to train several seeds may take
