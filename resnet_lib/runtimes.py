@@ -148,6 +148,14 @@ def onnxruntime(file: bytes) -> Way:
     return lambda x: torch.from_numpy(session.run(None, {name: x.contiguous().numpy()})[0])
 
 
+@functools.cache
+def _core():
+    """OpenVINO, once a process: with its last object it unloads libraries that a later fork would still call."""
+    import openvino
+
+    return openvino.Core()
+
+
 def openvino(file: bytes, numbers: str = "float32", in_parts: bool = False) -> Way:
     """OpenVINO's answers from a file, with PyTorch's number of threads; made ready for each batch size at its first.
 
@@ -158,7 +166,7 @@ def openvino(file: bytes, numbers: str = "float32", in_parts: bool = False) -> W
     """
     import openvino
 
-    core, threads = openvino.Core(), torch.get_num_threads()
+    core, threads = _core(), torch.get_num_threads()
     if numbers == "bfloat16" and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
         raise ValueError("this CPU has no instructions for bfloat16")
     network = core.read_model(io.BytesIO(file))
