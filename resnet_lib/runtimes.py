@@ -150,7 +150,7 @@ def onnxruntime(file: bytes) -> Way:
 
 @functools.cache
 def _core():
-    """OpenVINO, once a process: with its last object it unloads libraries that a later fork would still call."""
+    """OpenVINO, once a process: where each way had one of its own, a later fork crashed (OpenVINO 2026.4)."""
     import openvino
 
     return openvino.Core()

@@ -1,8 +1,6 @@
 """Ways to run a trained network: each gives the plain network's answers, whatever batch it is asked; one command."""
 
 import json
-import os
-import subprocess
 import sys
 
 import pytest
@@ -384,26 +382,3 @@ def test_no_file_is_written_where_the_fastest_way_answers_from_none(tmp_path):
     with pytest.raises(ValueError, match="'folded', which answers from no ONNX file"):
         inference.write_onnx({"best": {1: "folded"}}, tmp_path / "fast.onnx", 1)
     assert not list(tmp_path.iterdir())
-
-
-FORKS = """
-import gc, os, sys, torch
-from resnet_lib import runtimes
-if "often" in sys.argv:
-    runtimes._core = runtimes._core.__wrapped__
-image = torch.randn(2, 3, 8, 8)
-way = runtimes.openvino(runtimes.Files(torch.nn.Conv2d(3, 4, 3), image, image).plain)
-way(image)
-del way
-gc.collect()
-child = os.fork()
-if not child:
-    os._exit(0)
-sys.exit(os.waitpid(child, 0)[1])
-"""
-
-
-def test_a_process_can_fork_after_openvinos_last_answer():
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
-    done = subprocess.run([sys.executable, "-c", FORKS], env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr

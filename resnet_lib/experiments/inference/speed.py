@@ -37,7 +37,7 @@ def best(rows, s, batch: int, threads: int) -> str:
 
 
 def best_of_pytorch(rows, s, batch: int, threads: int) -> str:
-    own = [name for name in kept(rows, s) if not inference.WAYS[name].from_file]
+    own = [name for name in kept(rows, s) if family(name) == "PyTorch"]
     return inference.fastest(at(rows, batch, threads), own)
 
 
