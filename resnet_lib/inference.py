@@ -79,7 +79,7 @@ def relative_error(found: Tensor, expected: Tensor) -> float:
 
 
 UNKNOWN = -1  # the label of a picture that only fills a batch
-ROUNDS, CHOOSING_ROUNDS = 9, 3  # the first rounds choose the fastest way, the others say how fast it is
+ROUNDS, CHOOSING_ROUNDS = 7, 3  # the first rounds choose the fastest way, the others say how fast it is
 KEPT = 0.005  # the largest change of accuracy with which a way still counts as the same network
 RUNTIMES = ("PyTorch", "compiled", "CUDA graph", "ONNX Runtime", "OpenVINO")
 NUMBERS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "int8": torch.int8}

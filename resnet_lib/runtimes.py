@@ -47,6 +47,7 @@ class Files:
 
     def __init__(self, model: nn.Module, example: Tensor, calibration: Tensor):
         self.model, self.example, self.calibration = copy.deepcopy(model).eval(), example, calibration
+        self.made: dict[tuple[bool, bool], bytes] = {}
 
     @functools.cached_property
     def plain(self) -> bytes:
@@ -54,10 +55,24 @@ class Files:
             export_onnx(self.model, self.example, Path(folder, "plain.onnx"))
             return Path(folder, "plain.onnx").read_bytes()
 
-    @functools.cache  # noqa: B019  it lives as long as the files do
+    @functools.cached_property
+    def prepared(self) -> bytes:
+        """The float32 file made ready to be quantised."""
+        return made_ready(self.plain)
+
+    def calibrated(self, calibration: Tensor) -> "Files":
+        """The same network's files with ranges from other pictures."""
+        other = copy.copy(self)
+        other.calibration, other.prepared, other.made = calibration, self.prepared, {}
+        return other
+
     def eight(self, sums: bool = True, per_channel: bool = True) -> bytes:
         """The network in 8 bits; see `quantised`."""
-        return quantised(self.plain, self.calibration, sums=sums, per_channel=per_channel)
+        if (sums, per_channel) not in self.made:
+            self.made[sums, per_channel] = quantised(
+                self.prepared, self.calibration, sums=sums, per_channel=per_channel
+            )
+        return self.made[sums, per_channel]
 
 
 def export(model: nn.Module, example: Tensor) -> torch.export.ExportedProgram:
@@ -85,15 +100,26 @@ def _quietly():
         logging.disable(level)
 
 
+def made_ready(plain: bytes) -> bytes:
+    """A float32 file with its shapes written down and its norms folded, as `quantised` wants it."""
+    from onnxruntime import quantization
+
+    with tempfile.TemporaryDirectory() as folder, _quietly():
+        before, after = Path(folder, "before.onnx"), Path(folder, "after.onnx")
+        before.write_bytes(plain)
+        quantization.quant_pre_process(before, after)
+        return after.read_bytes()
+
+
 def quantised(
-    plain: bytes, calibration: Tensor, *, sums: bool = True, per_channel: bool = True, batch: int = 32
+    prepared: bytes, calibration: Tensor, *, sums: bool = True, per_channel: bool = True, batch: int = 32
 ) -> bytes:
     """An ONNX file whose weights and signals are whole numbers of 8 bits, with the ranges that some pictures show.
 
     Signals are unsigned, weights signed and symmetric, which is what the CPU's instructions multiply.
 
     Args:
-        plain: an ONNX file in float32.
+        prepared: of `made_ready`.
         calibration: pictures, (N, C, H, W) float32; each signal's range reaches from its lowest to its highest value.
         sums: additions too, so that nothing between the first and the last convolution is a float.
         per_channel: a scale for each output channel of the weights; else one for all of a layer.
@@ -111,13 +137,12 @@ def quantised(
             return next(self.batches, None)
 
     with tempfile.TemporaryDirectory() as folder, _quietly():
-        before, prepared, after = (Path(folder, f"{name}.onnx") for name in ("before", "prepared", "after"))
-        before.write_bytes(plain)
-        quantization.quant_pre_process(before, prepared)
+        before, after = Path(folder, "before.onnx"), Path(folder, "after.onnx")
+        before.write_bytes(prepared)
         quantization.quantize_static(
-            prepared,
+            before,
             after,
-            Pictures(_session(plain).get_inputs()[0].name),
+            Pictures(_session(prepared).get_inputs()[0].name),
             quant_format=quantization.QuantFormat.QDQ,
             op_types_to_quantize=None if sums else WITHOUT_SUMS,
             activation_type=quantization.QuantType.QUInt8,

@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from resnet_lib import inference, resnets, runtimes, train
 from resnet_lib.experiments.depths import SETTLING, changed, network
 
-CALIBRATED_ON = 64  # pictures of noise from which the timed network's 8 bits take their ranges
+CALIBRATED_ON = 16  # pictures of noise from which the timed network's 8 bits take their ranges
 
 
 def lived_in(model: resnets.ResNet, side: int, seed: int = 0) -> resnets.ResNet:

@@ -143,7 +143,7 @@ def draw(rows, s):
     quick, busy = (best(rows, s, batch, most) for batch in (few, many))
     also = "" if quick == busy else f", and {busy} answers most pictures a second"
     return (
-        f"Up and to the right is faster: {quick} answers {few} soonest{also}, of the ways that keep the accuracy within half a "
+        f"Up and to the right is faster: {quick} answers {'one picture' if few == 1 else f'{few} pictures'} soonest{also}, of the ways that keep the accuracy within half a "
         "point. Points after a name: the change of test accuracy of a trained network; a hollow mark has lost more."
     )
 

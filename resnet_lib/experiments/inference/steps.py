@@ -1,6 +1,7 @@
 """What each step buys: alone, left out of all, and all together."""
 
 from dataclasses import dataclass
+from functools import partial
 
 from resnet_lib import inference, page, plots, stats
 from resnet_lib.experiments.inference.networks import missing_notes, on_threads, refuse_threads, slug, timings
@@ -22,27 +23,30 @@ class Step:
     name: str
     stack: str  # a key of ALL
     without: Recipe  # everything but this
-    alone: Recipe | None = None  # this and nothing else, where it can stand alone
+    alone: Recipe  # this and nothing else, but what it cannot do without
+    base: Recipe = Recipe()  # the same without it
 
 
+ORT, OV = (partial(Recipe, runtime) for runtime in ("ONNX Runtime", "OpenVINO"))
 STEPS = (
     Step("norms folded", "PyTorch", Recipe(channels_last=True, numbers=SHORT), Recipe(folded=True)),
     Step("channels last", "PyTorch", Recipe(folded=True, numbers=SHORT), Recipe(channels_last=True)),
     Step("16 bits", "PyTorch", Recipe(folded=True, channels_last=True), Recipe(numbers=SHORT)),
-    Step("OpenVINO, not ONNX Runtime", "a runtime", Recipe("ONNX Runtime", numbers="int8"), Recipe("OpenVINO")),
-    Step("8 bits", "a runtime", Recipe("OpenVINO", in_parts=True), Recipe("ONNX Runtime", numbers="int8")),
-    Step("additions in 8 bits", "a runtime", Recipe("OpenVINO", numbers="int8", in_parts=True, sums=False)),
-    Step("a batch in parts", "a runtime", Recipe("OpenVINO", numbers="int8"), Recipe("OpenVINO", in_parts=True)),
-)
+    Step("OpenVINO, not ONNX Runtime", "a runtime", ORT(numbers="int8"), OV(), ORT()),
+    Step("8 bits", "a runtime", OV(in_parts=True), OV(numbers="int8"), OV()),
+    Step("additions in 8 bits", "a runtime", OV(numbers="int8", in_parts=True, sums=False), OV(numbers="int8"),
+         OV(numbers="int8", sums=False)),
+    Step("a batch in parts", "a runtime", OV(numbers="int8"), OV(in_parts=True), OV()),
+)  # fmt: skip
 
 
 def recipes() -> dict[str, Recipe]:
     """Everything that is timed, each once, by the name under which its rows stand."""
     found = {inference.REFERENCE: Recipe()} | {f"all of {stack}": recipe for stack, recipe in ALL.items()}
     for step in STEPS:
-        for name, recipe in ((f"{step.name} alone", step.alone), (f"all but {step.name}", step.without)):
-            if recipe and recipe not in found.values():
-                found[name] = recipe
+        for what, recipe in (("before", step.base), ("only", step.alone), ("all but", step.without)):
+            if recipe not in found.values():
+                found[f"{what} {step.name}"] = recipe
     return found
 
 
@@ -60,11 +64,11 @@ def at(rows, batch: int) -> list[dict]:
     return stats.where(rows, what="time", batch=batch)
 
 
-def gain(rows, batch: int, recipe: Recipe | None, over: Recipe) -> stats.Estimate | None:
+def gain(rows, batch: int, recipe: Recipe, over: Recipe) -> stats.Estimate | None:
     """How many times as fast one recipe is as another, where both could be followed."""
     own = at(rows, batch)
     there = {r["name"] for r in own}
-    names = [name_of(one) for one in (recipe, over) if one and name_of(one) in there]
+    names = [name_of(one) for one in (recipe, over) if name_of(one) in there]
     return inference.speedup(own, *names) if len(names) == 2 else None
 
 
@@ -74,7 +78,7 @@ def estimates(rows, s):
         for stack, recipe in ALL.items():
             found[f"{slug(stack)}_together_batch_{batch}"] = gain(rows, batch, recipe, Recipe())
         for step in STEPS:
-            found[f"{slug(step.name)}_alone_batch_{batch}"] = gain(rows, batch, step.alone, Recipe())
+            found[f"{slug(step.name)}_alone_batch_{batch}"] = gain(rows, batch, step.alone, step.base)
             found[f"{slug(step.name)}_at_the_end_batch_{batch}"] = gain(rows, batch, ALL[step.stack], step.without)
     return {name: one for name, one in found.items() if one}
 
@@ -121,8 +125,8 @@ def table(rows, s):
 def draw(rows, s):
     e = estimates(rows, s)
     looks = {"alone": (plots.ORANGE, "o", -0.15), "at_the_end": (plots.BLUE, "s", 0.15)}
-    words = {"alone": "alone, over the plain network", "at_the_end": "after all others"}
-    with plots.figure(len(s.batches), 1, height=0.9 + 2.6 * len(s.batches), sharex=True, squeeze=False) as (_, axes):
+    words = {"alone": "alone", "at_the_end": "after all others"}
+    with plots.figure(len(s.batches), 1, height=1.2 + 2.6 * len(s.batches), sharex=True, squeeze=False) as (fig, axes):
         for ax, batch in zip(axes[:, 0], s.batches, strict=True):
             for end, (colour, shape, shift) in looks.items():
                 found = {k: e.get(f"{slug(step.name)}_{end}_batch_{batch}") for k, step in enumerate(STEPS)}
@@ -139,7 +143,7 @@ def draw(rows, s):
             ax.set_xticks([0.5, 1, 2, 4], ["½×", "1×", "2×", "4×"])
             ax.set_xticks([], minor=True)
         axes[-1, 0].set_xlabel("times as fast")
-        axes[0, 0].legend(fontsize=9)
+        fig.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
     alike = [step.name for step in STEPS if _without_use(e, s, step)]
     return (
         "What each step brings alone and after all others of its stack: above the line in PyTorch, below it with a runtime. "
