@@ -136,6 +136,7 @@ def draw(rows, s):
             )
         ax.set(xscale="log", yscale="log", xlabel=f"milliseconds for {few} picture{'s' if few > 1 else ''}, median")
         ax.set_ylabel(f"pictures a second, {many} at a time")
+        ax.margins(0.1)
         ax.invert_xaxis()
         plots.log_axis(ax.xaxis, [x for x, _ in points.values()])
         plots.log_axis(ax.yaxis, [y for _, y in points.values()])
