@@ -79,7 +79,7 @@ def relative_error(found: Tensor, expected: Tensor) -> float:
 
 
 UNKNOWN = -1  # the label of a picture that only fills a batch
-ROUNDS, CHOOSING_ROUNDS = 7, 3  # the first rounds choose the fastest way, the others say how fast it is
+ROUNDS, CHOOSING_ROUNDS = 9, 3  # the first rounds choose the fastest way, the others say how fast it is
 KEPT = 0.005  # the largest change of accuracy with which a way still counts as the same network
 RUNTIMES = ("PyTorch", "compiled", "CUDA graph", "ONNX Runtime", "OpenVINO")
 NUMBERS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "int8": torch.int8}
@@ -321,7 +321,9 @@ def load_network(path: str | Path, architecture: str = "", *, channels: int, cla
     except OSError:
         raise
     except Exception as error:  # reading damaged bytes fails in many ways
-        raise ValueError(f"{path} holds no weights that can be loaded safely: {str(error).splitlines()[0]}") from error
+        raise ValueError(
+            f"{path} holds no weights, or more than weights: with weights_only=True it does not load"
+        ) from error
     if not isinstance(content, dict):
         raise ValueError(f"{path} holds a {type(content).__name__}; it must hold weights by name, a state_dict")
     if "config" in content:

@@ -224,6 +224,8 @@ def test_a_scale_for_each_channel_and_sums_in_floats_change_the_file(model, imag
     }
     assert scales == {"a channel": 64, "a layer": 1}
     assert files.eight() is files.eight(), "made once"
+    other = files.calibrated(images * 3)
+    assert other.plain is files.plain and other.eight() != files.eight() == files.eight(), "ranges of its own"
 
 
 def test_weights_have_seven_bits_where_a_cpu_adds_pairs_of_products_in_sixteen(model, images, monkeypatch):
@@ -317,8 +319,8 @@ def test_a_network_that_is_none_is_refused_by_name_and_nothing_in_it_is_run(save
     torch.save([1, 2], folder / "list.pt")
     torch.save({"model": Harmful()}, folder / "harmful.pt")
     for name, given, words in (
-        ("text.pt", grey, "text.pt holds no weights that can be loaded safely"),
-        ("harmful.pt", grey, "harmful.pt holds no weights that can be loaded safely"),
+        ("text.pt", grey, "text.pt holds no weights, or more than weights"),
+        ("harmful.pt", grey, "harmful.pt holds no weights, or more than weights"),
         ("list.pt", grey, "list.pt holds a list; it must hold weights by name"),
         ("bare.pt", grey, "bare.pt holds bare weights: say with --architecture"),
         ("bare.pt", grey | {"architecture": "resnet20_cifar"}, "weights of .*bare.pt are not those of resnet20_cifar"),

@@ -153,7 +153,7 @@ def test_every_step_changes_one_thing_both_alone_and_at_the_end():
 def test_more_threads_than_cores_are_refused(experiment):
     many = (os.cpu_count() or 1) + 1
     with pytest.raises(ValueError, match=rf"threads=\[{many}\]: this process may use"):
-        experiment.conditions(settings(batches=[1], threads=[many]))
+        experiment.conditions(settings(batches=[1], threads=[many], rounds=9))
 
 
 def test_threads_are_as_before_even_after_a_failure():
@@ -208,3 +208,9 @@ def test_what_a_machine_could_not_measure_is_said_so_in_words():
     )
     said = inference.practice(evidence(steps__additions_in_8_bits_at_the_end_batch_32=stats.exact(1.25, "times")))
     assert "1.25 times (exact) at batch 32" in said
+
+
+@pytest.mark.parametrize("experiment", [inference.SPEED, inference.LADDER])
+def test_too_few_rounds_to_choose_and_to_time_are_refused(experiment):
+    with pytest.raises(ValueError, match="rounds=5 must be at least 6: 3 choose"):
+        experiment.conditions(settings(batches=[1], threads=[1], rounds=5))

@@ -63,7 +63,10 @@ def timings(s, batch: int, recipes: dict, others: dict | None = None, compiled: 
     expected = ways[inference.REFERENCE](images)
     off = {name: inference.relative_error(way(images), expected) for name, way in ways.items()}
     work = flops(model, images[:1])
-    rows = [row | {"what": "time", "off": off[row["name"]], "flops": work} for row in inference.times(ways, images)]
+    rows = [
+        row | {"what": "time", "off": off[row["name"]], "flops": work}
+        for row in inference.times(ways, images, rounds=s.rounds)
+    ]
     return rows + [{"what": "missing", "name": name, "why": why} for name, why in missing.items()]
 
 
@@ -78,7 +81,13 @@ def on_threads(count: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def refuse_threads(s) -> None:
+def refuse(s) -> None:
+    """Raises: ValueError for more threads than cores, or too few rounds to choose a way and to time it."""
+    least = inference.CHOOSING_ROUNDS + 3
+    if s.rounds < least:
+        raise ValueError(
+            f"rounds={s.rounds} must be at least {least}: {inference.CHOOSING_ROUNDS} choose, the others time"
+        )
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if max(s.threads) > cores:
         raise ValueError(f"threads={s.threads}: this process may use {cores} core(s), and more threads only wait")

@@ -2,7 +2,7 @@
 
 from resnet_lib import inference, page, plots, stats
 from resnet_lib.experiments.inference.accuracy import ACCURACY, changes
-from resnet_lib.experiments.inference.networks import missing_notes, on_threads, refuse_threads, timed_network, timings
+from resnet_lib.experiments.inference.networks import missing_notes, on_threads, refuse, timed_network, timings
 from resnet_lib.study import Experiment
 from resnet_lib.sweep import conditions
 
@@ -75,7 +75,7 @@ def finding(rows, s, e):
         )
     parity = "; ".join(f"{e[f'torchvision_speedup_batch_{b}']} at batch {b}" for b in s.batches)
     alone = "; ".join(f"{e[f'pytorch_speedup_batch_{b}']} at batch {b}" for b in s.batches)
-    rounds = inference.ROUNDS - inference.CHOOSING_ROUNDS
+    rounds = 1 + max(r["round"] for r in rows if r["what"] == "time") - inference.CHOOSING_ROUNDS
     return (
         f"The fastest way to run ResNet-18 that keeps its accuracy, over the plain network: {'; '.join(said)}. Without "
         f"another runtime than PyTorch: {alone}. Each was chosen in the first {inference.CHOOSING_ROUNDS} rounds and timed in "
@@ -150,7 +150,7 @@ def draw(rows, s):
 
 
 def runs(s) -> list[dict]:
-    refuse_threads(s)
+    refuse(s)
     return conditions(batch=s.batches, threads=s.threads)
 
 
@@ -164,8 +164,8 @@ SPEED = Experiment(
     run=clock,
     conditions=runs,
     estimates=estimates,
-    settings=("timed_side", "batches", "threads", "compiles"),
-    tiny={"timed_side": 32, "batches": [1, 32], "threads": [1], "compiles": False},
+    settings=("timed_side", "batches", "threads", "rounds", "compiles"),
+    tiny={"timed_side": 32, "batches": [1, 32], "threads": [1], "rounds": 6, "compiles": False},
     finding=finding,
     figure=draw,
     alt="A scatter plot on two logarithmic axes, a numbered mark for each way to run ResNet-18: milliseconds for one picture, "

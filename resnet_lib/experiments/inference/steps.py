@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from resnet_lib import inference, page, plots, stats
-from resnet_lib.experiments.inference.networks import missing_notes, on_threads, refuse_threads, slug, timings
+from resnet_lib.experiments.inference.networks import missing_notes, on_threads, refuse, slug, timings
 from resnet_lib.inference import Recipe
 from resnet_lib.study import Experiment
 from resnet_lib.sweep import conditions
@@ -160,7 +160,7 @@ def _without_use(e, s, step: Step) -> bool:
 
 
 def runs(s) -> list[dict]:
-    refuse_threads(s)
+    refuse(s)
     return conditions(batch=s.batches)
 
 
@@ -169,8 +169,8 @@ LADDER = Experiment(
     run=clock,
     conditions=runs,
     estimates=estimates,
-    settings=("timed_side", "batches", "threads"),
-    tiny={"timed_side": 32, "batches": [1, 32], "threads": [1]},
+    settings=("timed_side", "batches", "threads", "rounds"),
+    tiny={"timed_side": 32, "batches": [1, 32], "threads": [1], "rounds": 6},
     finding=finding,
     figure=draw,
     alt="A panel for each batch size with a line for each step: how many times as fast it makes the network alone, and after "
