@@ -7,6 +7,7 @@ from benchmarks import Table, faster
 from resnet_lib import bench, devices, inference, resnets, train
 
 PEER = "torchvision, eager float32"
+SIX, EIGHT = 6.0, 8.0  # times as fast, on two cores: one picture, many
 
 
 def run(rounds: int, quick: bool) -> list[Table]:
@@ -24,16 +25,18 @@ def _table(batch: int, side: int, rounds: int, quick: bool) -> Table:
     model, images, calibration = model.to(device).eval(), images.to(device), calibration.to(device)
     peer = torchvision.models.resnet18()
     peer.load_state_dict(model.state_dict())
-    ways, notes = inference.variants(model, images, calibration, compiled=not quick)
+    ways, missing = inference.variants(model, images, calibration, compiled=not quick)
     ways[PEER] = torch.no_grad()(peer.to(device).eval())
     expected = ways[inference.REFERENCE](images)
     answers = {name: agreement(name, way(images), expected) for name, way in ways.items()}
     rows = bench.compare({name: (lambda way=way: way(images)) for name, way in ways.items()}, rounds=rounds)
     best = max((row for row in rows if row["name"] != PEER), key=lambda row: row["ratio"])["name"]
+    bound = SIX if batch == 1 else EIGHT
     targets = [
-        faster(rows, best, inference.REFERENCE, 2.0),
+        faster(rows, best, inference.REFERENCE, bound),
         faster(rows, inference.REFERENCE, PEER, 1.0),  # parity of the same kernels: a coin toss
     ]
+    notes = [f"not measured: {name}: {why}" for name, why in missing.items()]
     title = f"ResNet-18, {side}×{side}, batch {batch}: a forward pass on {devices.describe(device)['name']}"
     return Table("\n  ".join([title, *notes, *answers.values()]), rows, targets, inference.REFERENCE, batch)
 

@@ -105,6 +105,41 @@ def compare(
     return rows
 
 
+def bursts(
+    calls: dict[str, Callable[[], object]],
+    rounds: int,
+    number: int,
+    *,
+    synchronise: Callable[[], None] = wait_for_accelerator,
+    clock: Callable[[], float] = time.perf_counter,
+) -> list[dict]:
+    """Seconds of single calls, as a service would see them: callables take turns, each for several calls in a row.
+
+    `compare` says how fast, and this also how evenly: a percentile needs single calls. The first call of a turn finds
+    the caches full of the others' data, and is not timed.
+
+    Args:    number: calls of a turn that are timed, each alone.
+    Returns: a row for each callable and round: name, round, calls_s.
+    Raises:  ValueError on bad input.
+    """
+    if not calls or rounds < 1 or number < 1:
+        raise ValueError(f"{len(calls)} calls, rounds={rounds!r}, number={number!r} must all be at least 1")
+    names, rows = list(calls), []
+    for index in range(rounds):
+        turn = index % len(names)
+        for name in names[turn:] + names[:turn]:
+            calls[name]()
+            calls_s = []
+            for _ in range(number):
+                synchronise()
+                started = clock()
+                calls[name]()
+                synchronise()
+                calls_s.append(clock() - started)
+            rows.append({"name": name, "round": index, "calls_s": calls_s})
+    return rows
+
+
 def timed(
     call: Callable[[], object], device: torch.device, *, seconds: float = 0.2, repeats: int = 5, warmup: int = 2
 ) -> Spread:

@@ -126,5 +126,5 @@ def lines_of_code(source):
 def test_the_library_stays_small():
     assert lines_of_code('"""A."""\n\n# b\nx = (\n    1,\n)\n\ndef f():\n    """C."""\n') == 4
     sizes = {module: lines_of_code((LIBRARY / f"{module}.py").read_text(encoding="utf-8")) for module in MODULES}
-    assert sum(sizes.values()) < 5700  # experiments/, which the core never imports, is counted apart
+    assert sum(sizes.values()) < 6050  # experiments/, which the core never imports, is counted apart
     assert max(sizes.values()) < 400

@@ -19,7 +19,7 @@ from benchmarks import (
     training_step,
 )
 from resnet_lib import train
-from resnet_lib.bench import Spread, cache_bytes, compare, free_bytes, measure, ratio, rotate, spread, timed
+from resnet_lib.bench import Spread, bursts, cache_bytes, compare, free_bytes, measure, ratio, rotate, spread, timed
 
 
 class Clock:
@@ -249,8 +249,8 @@ def test_the_training_step_gives_a_table_for_each_network():
 def test_inference_gives_a_table_with_a_target_for_speed_and_one_for_parity():
     (table,) = islice(inference.run(rounds=1, quick=True), 1)
     names = [row["name"] for row in table.rows]
-    assert names[0] == "eager float32" and inference.PEER in names and "onnxruntime, 8 bits" in names
-    assert len(table.targets) == 2 and "left out" in str(table)
+    assert names[0] == "eager float32" and inference.PEER in names and "ONNX Runtime, 8 bits" in names
+    assert len(table.targets) == 2 and "not measured: " in str(table)
     assert all(f"{name}: logits off by" in table.title for name in names)
 
 
@@ -321,3 +321,15 @@ def test_rotated_calls_take_turns():
 def test_sizes_of_cache_and_free_memory_are_plausible():
     assert 2**16 < cache_bytes(torch.device("cpu")) < 2**34
     assert 2**27 < free_bytes(torch.device("cpu")) < 2**50
+
+
+def test_bursts_time_single_calls_in_turn_and_leave_out_the_first_of_each_turn():
+    made, now = [], iter(range(1000))
+    calls = {name: (lambda name=name: made.append(name)) for name in "ab"}
+    rows = bursts(calls, 2, 2, synchronise=lambda: None, clock=lambda: float(next(now)))
+    assert "".join(made) == "aaabbb" + "bbbaaa", "each round begins with the next one"
+    assert [(row["name"], row["round"]) for row in rows] == [("a", 0), ("b", 0), ("b", 1), ("a", 1)]
+    assert all(row["calls_s"] == [1.0, 1.0] for row in rows)
+    for bad in (({}, 1, 1), (calls, 0, 1), (calls, 1, 0)):
+        with pytest.raises(ValueError, match="must all be at least 1"):
+            bursts(*bad)

@@ -22,6 +22,7 @@ skip-sizes skip-express skip-capacity skip-gradient skip-generative
 aug-robust aug-geometric aug-photometric aug-amount aug-modern down-generalise down-balance prep-normalise
 bn-ics bn-faster bn-gradient bn-anywhere bn-eval bn-acceleration
 tc-matmul tc-anywhere tc-accuracy tc-cuda-only tc-vector
+inf-free
 par-model par-speed
 net-block net-formula2 net-two-convs net-channels net-stem net-depth-free net-features
 """,
@@ -35,6 +36,7 @@ CHAPTERS = {
     "downsampling",
     "batch_norm",
     "tensor_cores",
+    "inference",
     "parallelism",
     "tuning",
 }
@@ -256,7 +258,8 @@ def test_claims_are_those_of_the_given_list():
             section = line[3:]
         elif row := re.match(r"\| ([a-z0-9]+-[a-z0-9-]+) \|", line):
             wanted.append((row[1], section))
-    assert [(c.id, c.section) for c in claims.load().values()] == wanted
+    survey = [c for c in claims.load().values() if not c.section.endswith("(the book's own)")]
+    assert [(c.id, c.section) for c in survey] == wanted
 
 
 def test_every_claim_can_win_and_lose():

@@ -34,12 +34,13 @@ FIRST = (  # what only such a machine can tell, the most wanted first
     ("tensor_cores", "gpu"),
     ("batch_norm", "cost"),
     ("batch_norm", "convergence"),
-    ("resnet", "inference"),
+    ("inference", "speed"),
+    ("inference", "steps"),
 )
 # what is left of each
 THEN = (
     *("residual", "resnet", "families", "skip", "batch_norm", "augmentation"),
-    *("downsampling", "tuning", "parallelism", "tensor_cores"),
+    *("downsampling", "tuning", "parallelism", "tensor_cores", "inference"),
 )
 RESERVED_S = 15  # for packing
 TRIED_S = 10  # of runs at an experiment's tiny size, after which it is known to work

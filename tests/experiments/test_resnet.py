@@ -11,7 +11,7 @@ from torch import nn
 
 from resnet_lib import blocks, resnets, stats, train
 from resnet_lib.experiments import resnet, shapes
-from resnet_lib.experiments.resnet import depth, forms, inference, learnt, networks, tricks, units, whole
+from resnet_lib.experiments.resnet import depth, forms, learnt, networks, tricks, units, whole
 from resnet_lib.study import Settings
 from tests.experiments.conftest import made_up_pictures, settings
 
@@ -284,30 +284,6 @@ def test_what_is_learnt_is_the_last_unit_over_the_first_and_over_the_same_unit_u
     assert found["map_difference"].mean == 2e-6 and found["cover_gain"].mean == pytest.approx(2.5)
 
 
-def timed(way, batch, speedups, off=0.0):
-    return [
-        {"what": "latency", "way": way, "batch": batch, "round": k, "speedup": v, "off": off, "time_s": 1 / v}
-        for k, v in enumerate(speedups)
-    ]
-
-
-def test_the_fastest_way_is_chosen_in_the_first_rounds_and_its_speed_taken_from_the_others():
-    rows = timed("eager float32", 1, [1.0] * 7) + timed(inference.PEER, 1, [9.0] * 3 + [1.0, 1.1, 0.9, 1.0])
-    rows += timed("folded", 1, [3.0, 3.0, 3.0, 2.0, 2.1, 1.9, 2.0], 1e-6)
-    rows += timed("onnxruntime, 8 bits", 1, [1.0, 1.0, 1.0, 8.0, 8.0, 8.0, 8.0], 0.1)
-    rows += [
-        {"what": "accuracy", "way": way, "seed": n, "accuracy": a}
-        for way, a in (("eager float32", 0.5), ("folded", 0.5), ("onnxruntime, 8 bits", 0.48))
-        for n in SEEDS
-    ]
-    assert inference.fastest_at(rows, 1) == "folded"
-    found = inference.estimates(rows, settings(inference_batches=[1]))
-    assert found["best_speedup_batch_1"].mean == pytest.approx((2.0 * 2.1 * 1.9 * 2.0) ** 0.25)
-    assert found["torchvision_speedup_batch_1"].mean == pytest.approx((1.0 * 1.1 * 0.9 * 1.0) ** 0.25)
-    assert found["float32_difference"].mean == 1e-6 and found["rounded_difference"].mean == 0.1
-    assert found["accuracy_change_onnxruntime__8_bits"].mean == pytest.approx(-0.02)
-
-
 @pytest.mark.parametrize(
     ("experiment", "changes", "words"),
     [
@@ -317,7 +293,6 @@ def test_the_fastest_way_is_chosen_in_the_first_rounds_and_its_speed_taken_from_
         (resnet.DEPTH, {"depths": [8, 57, 110], "looked_depth": 8}, "depth=57 fits no CIFAR ResNet"),
         (resnet.WIDTH_DEPTH, {"width_depths": [8], "depth_epochs": 1}, "at least two depths"),
         (resnet.TRICKS, {"trick_depth": 9}, "depth=9 fits no CIFAR ResNet"),
-        (resnet.INFERENCE, {"inference_depth": 9, "inference_batches": [1]}, "depth=9 fits no CIFAR ResNet"),
     ],
 )
 def test_settings_that_leave_nothing_to_judge_are_refused(experiment, changes, words):
@@ -625,26 +600,6 @@ def test_a_control_is_that_of_the_trained_network():
     assert learnt.control(rows, "pixels") == 0.4
 
 
-def test_neither_the_plain_network_nor_torchvisions_nor_another_batch_is_the_fastest_way():
-    rows = timed("eager float32", 1, [9.0] * 7) + timed(inference.PEER, 1, [8.0] * 7)
-    rows += timed("folded", 1, [2.0] * 7) + timed("channels-last", 1, [1.0] * 7)
-    rows += timed("folded", 32, [1.0] * 7) + timed("channels-last", 32, [7.0] * 7)
-    assert inference.fastest_at(rows, 1) == "folded" and inference.fastest_at(rows, 32) == "channels-last"
-    assert inference.speedup_of(rows, "folded", 1).mean == 2 and inference.speedup_of(rows, "folded", 1).n == 4
-
-
-def test_what_is_counted_in_shorter_numbers_is_told_apart_from_what_only_rounds():
-    short = ("folded, channels-last, bfloat16", "onnxruntime, 8 bits", "the same in 16 bits", "folded, float16")
-    assert all(inference.is_rounded({"way": way}) for way in short)
-    exact = ("eager float32", "folded, torch.export", inference.PEER, "compiled, frozen", "onnxruntime")
-    assert not any(inference.is_rounded({"way": way}) for way in exact)
-
-
-def test_a_network_that_has_lived_has_statistics_of_its_own_and_is_in_evaluation_mode():
-    model = inference.lived_in(resnets.resnet_cifar(8), 8)
-    assert not model.training and (model.bn1.running_mean != 0).any()
-
-
 def evidence(**changes):
     """Every measure that the chapter's words read, all zero but those given."""
     names = {"survey_block": ["accuracy_change", "order_effect", "end_effect", "slope_effect"]}
@@ -652,17 +607,14 @@ def evidence(**changes):
     names |= {"width_depth": ["deep_over_wide"]}
     names |= {"signals": ["survey_skewness", "original_skewness"]}
     names |= {"tricks": ["together_gain", "together_over_sum", "warm_up_gain", "ema_gain"]}
-    names |= {"inference": ["best_speedup_batch_1", "best_speedup_batch_32", "accuracy_change_onnxruntime__8_bits"]}
     of = {f"{name}/{measure}": stats.exact(0.0) for name, measures in names.items() for measure in measures}
     return of | {name.replace("__", "/", 1): stats.exact(value) for name, value in changes.items()}
 
 
-def test_the_answer_says_worse_for_worse_and_names_the_largest_speed_up():
+def test_the_answer_says_worse_for_worse():
     worse, better = (resnet.answer(evidence(survey_block__accuracy_change=change)) for change in (-0.1, 0.1))
     assert "is worse in accuracy" in worse and "is better in accuracy" in better
     assert "is not clearly different in accuracy" in resnet.answer(evidence())
-    faster = resnet.answer(evidence(inference__best_speedup_batch_1=3.0, inference__best_speedup_batch_32=2.0))
-    assert "has 3 (exact) the speed" in faster
 
 
 def test_only_tricks_whose_interval_lies_above_zero_are_said_to_help():

@@ -3,7 +3,6 @@
 from resnet_lib import page
 from resnet_lib.experiments.resnet.depth import DEPTH, DEPTH_COST, RATES, WIDTH_DEPTH
 from resnet_lib.experiments.resnet.forms import FORM_TIMES, SIGNALS, SURVEY_BLOCK, SURVEY_FORMULA2
-from resnet_lib.experiments.resnet.inference import INFERENCE
 from resnet_lib.experiments.resnet.learnt import PROBES
 from resnet_lib.experiments.resnet.tricks import TRICKS
 from resnet_lib.experiments.resnet.units import BLOCKS
@@ -22,7 +21,6 @@ EXPERIMENTS = (
     WIDTH_DEPTH,
     TRICKS,
     PROBES,
-    INFERENCE,
 )
 
 
@@ -32,11 +30,10 @@ WORDS = "gained", "lost", "made no clear difference"
 def answer(e):
     """The question's answer in three sentences."""
     word = page.trend(e["survey_block/accuracy_change"], "better", "worse", "not clearly different")
-    fastest = max((name for name in e if name.startswith("inference/best_speedup")), key=lambda name: e[name].mean)
     return f"""\
-**ResNet is not the block that the survey writes down, depth is not free, and a trained network can be run several times as fast.**
+**ResNet is not the block that the survey writes down, depth is not free, and width is another way to spend the same computation.**
 The survey's block is {word} in accuracy: {e["survey_block/accuracy_change"]}; from 8 to 56 layers accuracy {page.change(e["depth/gain_to_56"], "rises by", "falls by", "does not clearly change")}, while computation grows.
-The best way to run a trained ResNet-18 has {e[fastest]} the speed of the plain one.
+At equal computation the deepest network, against the widest, {page.change(e["width_depth/deep_over_wide"], *WORDS)}.
 """
 
 
@@ -44,13 +41,11 @@ def answers(e):
     """The predictions of the chapter, answered in their order."""
     helps = [name for name in e if name.startswith("tricks/") and name.endswith("_gain") and e[name].low > 0]
     shown = "; ".join(f"{name[7:-5].replace('_', ' ')} {e[name]}" for name in helps) or "none by its own interval"
-    speed = "; ".join(f"{e[name]} at batch {name.rpartition('_')[2]}" for name in e if "inference/best_speedup" in name)
     return f"""\
 1. It makes it skewed: the branch has a skewness of {e["signals/survey_skewness"]}, in the original {e["signals/original_skewness"]}.
 2. Without a last activation it can; a last ReLU leaves nothing negative, and a last LeakyReLU shrinks what is negative to a hundredth.
 3. Accuracy {page.change(e["depth/gain_to_56"], "rises by", "falls by", "does not clearly change")}; computation changes by {e["depth/flops_change"].mean / 1e6:+.0f} MFLOPs a picture.
 4. In this short run: {shown}.
-5. By {speed}, in the way that the first rounds chose; the figure shows what each step brings.
 """
 
 
@@ -61,5 +56,4 @@ def practice(e):
 - **Stop stacking where returns stop, and count the cost first.** Here they stopped at {e["depth/returns_stop"].mean:.0f} layers.
 - **At a fixed budget of computation, try wider before deeper when steps are few.** Against the widest network the deepest {page.change(e["width_depth/deep_over_wide"], *WORDS)}.
 - **Do not add tricks on trust in a short training.** All together {page.change(e["tricks/together_gain"], *WORDS)}.
-- **For inference, fold the norms and quantise to 8 bits, then check the accuracy.** In test accuracy that {page.change(e["inference/accuracy_change_onnxruntime__8_bits"], *WORDS)}.
 """
