@@ -48,6 +48,7 @@ def test_a_factor_of_three_costs_what_the_worse_neighbour_of_the_best_rate_loses
     assert maps.factor_three_loss(rows).mean == pytest.approx(0.06)
     at_an_end = [r for r in rows if r["learning_rate"] >= 0.1]
     assert maps.factor_three_loss(at_an_end).mean == pytest.approx(0.04), "an end has one neighbour"
+    assert maps.tenth_loss(rows).mean == pytest.approx(0.6), "of the rates tried, 0.01 is a tenth of 0.1"
 
 
 def test_the_exponent_is_the_slope_of_the_best_rate_in_batch_size():
