@@ -92,8 +92,8 @@ def estimates(rows, s):
     found["worst_change"] = change(rows, worst_of(rows))
     found |= {f"change_{slug(name)}": change(rows, name) for name in check_names(rows)}
     plain = [r["accuracy"] for r in rows if r.get("name") == inference.REFERENCE]
-    found["plain_accuracy"] = stats.interval(plain, unit="accuracy")
-    found["over_chance"] = stats.shifted(found["plain_accuracy"], s.chance_error - 1)
+    found["plain_accuracy"] = stats.interval(plain, unit="share")
+    found["over_chance"] = stats.interval([a + s.chance_error - 1 for a in plain], unit="accuracy")
     found["worst_same"] = mean_of(rows, worst_of(rows), "same", "share")
     return found
 

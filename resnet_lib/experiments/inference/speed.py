@@ -142,9 +142,9 @@ def draw(rows, s):
         plots.log_axis(ax.yaxis, [y for _, y in points.values()])
         fig.legend(*ax.get_legend_handles_labels(), loc="outside lower center", fontsize=9, markerscale=0.5)
     quick, busy = (best(rows, s, batch, most) for batch in (few, many))
-    also = "" if quick == busy else f", and {busy} answers most pictures a second"
+    also = "" if quick == busy else f", and {busy} classifies most pictures a second"
     return (
-        f"Up and to the right is faster: {quick} answers {'one picture' if few == 1 else f'{few} pictures'} soonest{also}, of the ways that keep the accuracy within half a "
+        f"Up and to the right is faster: {quick} classifies {'one picture' if few == 1 else f'{few} pictures'} soonest{also}, of the ways that keep the accuracy within half a "
         "point. Points after a name: the change of test accuracy of a trained network; a hollow mark has lost more."
     )
 
